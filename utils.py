@@ -1,0 +1,264 @@
+"""What every script shares: one-line errors, files that are never half written, batches, logs.
+
+Nothing here knows about a model. The names encode_dataset, iter_data, ResultLogger and make_path
+are those of `utils.py` in OpenAI's finetune-transformer-lm.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+
+class BadInput(ValueError):
+    """Something the user gave cannot be used; the message is the one line the user should read."""
+
+
+class MissingInput(FileNotFoundError):
+    """A file or folder the user named is not there; the message says where to get it."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An ArgumentParser that shows defaults in --help and answers a mistake in one line, status 2."""
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(**kwargs)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def run_script(main, argv=None):
+    """Call `main(argv)` and return an exit status: 0, or 2 after one line for a user's mistake.
+
+    Only BadInput and MissingInput are a user's mistakes; any other exception is a defect of ours
+    and keeps its traceback.
+    """
+    try:
+        main(argv)
+    except (BadInput, MissingInput) as error:
+        script = os.path.basename(sys.argv[0])
+        print(f"{script}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def require_ranges(args, ranges):
+    """Check numeric options before any work starts.
+
+    Args:
+        args: the parsed options (argparse.Namespace).
+        ranges: {option name: (smallest, largest)}, both allowed; None means unbounded.
+    Raises:
+        BadInput: naming every option out of range, its value and what is allowed.
+    """
+    problems = []
+    for name, (low, high) in ranges.items():
+        value = getattr(args, name)
+        if (low is not None and not value >= low) or (high is not None and not value <= high) \
+                or (isinstance(value, float) and not math.isfinite(value)):
+            allowed = f"at least {low}" if high is None else f"from {low} to {high}"
+            problems.append(f"--{name} is {value}, allowed is {allowed}")
+    if problems:
+        raise BadInput("; ".join(problems))
+
+
+def make_path(f):
+    """Create the folder of the file path `f` if it is missing, and return `f`.
+
+    Raises:
+        BadInput: the folder cannot be made.
+    """
+    folder = os.path.dirname(f)
+    try:
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be made ({error.strerror}); choose another folder") from None
+    return f
+
+
+@contextlib.contextmanager
+def write_atomically(path):
+    """Yield a temporary path beside `path`; when the body ends well, sync it and rename it to `path`.
+
+    A reader therefore sees the old file or the whole new one, whenever the process dies.
+
+    Raises:
+        BadInput: the disk is full or the folder not writable; what was at `path` is untouched.
+    """
+    make_path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(
+            dir=os.path.dirname(path) or ".", prefix=os.path.basename(path) + ".", suffix=".tmp")
+        os.close(handle)
+        yield temporary
+        with open(temporary, "rb+") as f:
+            os.fsync(f.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp made it private; give it an ordinary file's mode
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        if isinstance(error, MissingInput):
+            raise
+        raise BadInput(f"{path}: could not be written ({error.strerror or error}); what was there before "
+                       "is unchanged; free some space or choose another folder") from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def save_tensors(path, value):
+    """Write `value` (tensors, numbers, strings, lists, dicts) to `path` with torch.save, atomically."""
+    with write_atomically(path) as temporary:
+        try:
+            torch.save(value, temporary)
+        except RuntimeError as error:  # torch's writer reports a full disk this way
+            raise OSError(None, str(error).splitlines()[0]) from None
+
+
+def load_tensors(path, map_location="cpu"):
+    """Read what save_tensors wrote. Never unpickles code (weights_only=True).
+
+    Raises:
+        MissingInput: no such file.
+        BadInput: truncated, damaged, or not a file of tensors.
+    """
+    if not os.path.isfile(path):
+        raise MissingInput(f"{path}: not found; expected a file written by an earlier run")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises many types here; each means the file is unusable
+        reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
+        raise BadInput(f"{path}: cannot be read as a file of tensors ({reason}); "
+                       "delete it or give another") from None
+
+
+def encode_dataset(*splits, encoder):
+    """Turn every list of strings in every split into a list of lists of token ids.
+
+    Args:
+        splits: splits, each a tuple of fields (lists of strings, or arrays that pass through
+            unchanged); or one tuple of such splits, as `datasets.rocstories` returns them.
+        encoder: has .encode(list of strings) -> list of lists of int.
+    Returns:
+        The same structure with ids in place of strings.
+    """
+    if len(splits) == 1 and len(splits[0]) and not isinstance(splits[0][0][0], (str, int, np.integer)):
+        splits = splits[0]
+
+    def encoded(field):
+        is_text = len(field) and isinstance(field[0], str)
+        return encoder.encode(field) if is_text else field
+
+    return [[encoded(field) for field in split] for split in splits]
+
+
+def iter_data(*datas, n_batch=128, truncate=False, verbose=False, max_batches=float("inf")):
+    """Yield aligned batches of several arrays of equal length.
+
+    Args:
+        n_batch: examples per batch.
+        truncate: drop the last, partial batch (training); otherwise it is kept (evaluation).
+        verbose: show a progress bar.
+        max_batches: stop after that many.
+    Yields:
+        One array when one was given, else a tuple of arrays.
+    """
+    n = len(datas[0])
+    if truncate:
+        n = n // n_batch * n_batch
+    starts = range(0, n, n_batch)
+    if max_batches != float("inf"):
+        starts = starts[:max_batches]
+    for start in tqdm(starts, disable=not verbose, unit="batch", leave=False):
+        batch = tuple(d[start:min(start + n_batch, n)] for d in datas)
+        yield batch[0] if len(datas) == 1 else batch
+
+
+class ResultLogger:
+    """A JSON-lines log: first the run's arguments, then one line per `log` call, each with a time.
+
+    Args:
+        path: the file. Its folder is made if missing.
+        keep: a function of one parsed line; given, the file is continued and only the lines after
+            the first for which keep(line) is true are kept (a resumed run drops those it will redo).
+        kwargs: the arguments to write as the first line.
+    """
+
+    def __init__(self, path, *args, keep=None, **kwargs):
+        kwargs.setdefault("time", time.time())
+        lines = [json.dumps(kwargs)]
+        if keep is not None and os.path.isfile(path):
+            lines = read_log(path)
+            lines = [json.dumps(line) for i, line in enumerate(lines) if i == 0 or keep(line)]
+        with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
+            f.write("".join(line + "\n" for line in lines))
+        try:
+            self.f_log = open(path, "a", encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be written ({error.strerror}); choose another --log_dir") from None
+
+    def log(self, **kwargs):
+        """Append one line; it is on disk when this returns."""
+        kwargs.setdefault("time", time.time())
+        try:
+            self.f_log.write(json.dumps(kwargs) + "\n")
+            self.f_log.flush()
+            os.fsync(self.f_log.fileno())
+        except OSError as error:
+            raise BadInput(f"{self.f_log.name}: could not be written ({error.strerror}); free some space") from None
+
+    def close(self):
+        """Close the file."""
+        self.f_log.close()
+
+
+def read_log(path):
+    """Return the parsed lines of a ResultLogger file; a last line cut short by a crash is left out.
+
+    Raises:
+        MissingInput, BadInput: not there, or not JSON lines.
+    """
+    if not os.path.isfile(path):
+        raise MissingInput(f"{path}: not found; expected a log written by train.py")
+    lines = []
+    with open(path, encoding="utf-8", errors="replace") as f:
+        rows = f.read().split("\n")
+    for number, row in enumerate(rows, 1):
+        if not row.strip():
+            continue
+        try:
+            lines.append(json.loads(row))
+        except ValueError:
+            if number == len(rows):
+                break
+            raise BadInput(f"{path}: line {number} is not JSON; expected a log written by train.py") from None
+    return lines
+
+
+def select_device(name):
+    """Return the torch.device for an option 'auto', 'cpu' or 'cuda' ('auto': CUDA where there is one).
+
+    Raises:
+        BadInput: CUDA is asked for and absent.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device cuda: this torch sees no CUDA device; use --device cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
