@@ -1,0 +1,97 @@
+"""Readers of the data sets: files to lists of strings and labels.
+
+The names rocstories and _rocstories are those of `datasets.py` in finetune-transformer-lm.
+"""
+
+import csv
+import os
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from utils import BadInput, MissingInput
+
+SPLIT_SEED = 3535999445  # the authors' split of the validation file into train and valid
+VALID_FILE = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
+TEST_FILE = "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"
+SENTENCES = ["InputSentence1", "InputSentence2", "InputSentence3", "InputSentence4"]
+ENDINGS = ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2"]
+COLUMNS = ["InputStoryid", *SENTENCES, *ENDINGS, "AnswerRightEnding"]
+
+
+def _rocstories(path):
+    """Read one Story Cloze file.
+
+    The file is CSV in UTF-8 (a byte-order mark and CRLF are accepted), with a header naming COLUMNS
+    in any order. Blank lines are skipped; duplicate rows are kept; a sentence may be empty.
+
+    Returns:
+        st: list of stories, the four sentences joined by one space.
+        ct1, ct2: lists of the two endings.
+        y: int32 array of labels, 0 where the first ending is right, 1 where the second is.
+    Raises:
+        MissingInput, BadInput: naming the file, the row (the header is row 1), what was found and expected.
+    """
+    if not os.path.isfile(path):
+        raise MissingInput(
+            f"{path}: not found; ROCStories is free but must be requested at https://cs.rochester.edu/nlp/rocstories/ "
+            f"; put '{VALID_FILE}' and '{TEST_FILE}' into --data_dir, or run `python demo.py`, which needs no data")
+    st, ct1, ct2, y = [], [], [], []
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as f:
+            rows = csv.reader(f, strict=True)
+            header = next(rows, None)
+            if header is None:
+                raise BadInput(f"{path}: is empty; expected a header row and one story a row")
+            missing = [name for name in COLUMNS if name not in header]
+            if missing:
+                raise BadInput(f"{path}: row 1 (header) lacks the column {', '.join(missing)}; found "
+                               f"{', '.join(map(str, header))[:150]!r}; expected {', '.join(COLUMNS)}")
+            place = {name: header.index(name) for name in COLUMNS}
+            for number, row in enumerate(rows, 2):
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise BadInput(f"{path}: row {number} has {len(row)} fields, expected {len(header)} as in the "
+                                   "header; correct or remove the row")
+                answer = row[place["AnswerRightEnding"]]
+                if answer not in ("1", "2"):
+                    raise BadInput(f"{path}: row {number} has AnswerRightEnding {answer[:40]!r}, expected 1 or 2")
+                st.append(" ".join(row[place[name]] for name in SENTENCES))
+                ct1.append(row[place[ENDINGS[0]]])
+                ct2.append(row[place[ENDINGS[1]]])
+                y.append(int(answer) - 1)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: is not UTF-8 (byte {error.start} of a block is 0x{error.object[error.start]:02x}, after "
+                       f"row {len(st) + 1}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise BadInput(f"{path}: row {len(st) + 2} is not CSV ({error}); expected fields separated by commas, "
+                       "quoted by double quotes") from None
+    if not st:
+        raise BadInput(f"{path}: has a header but no stories")
+    return st, ct1, ct2, np.asarray(y, dtype=np.int32)
+
+
+def rocstories(data_dir, n_train=1497, n_valid=374):
+    """Read the Story Cloze Test: the validation file split in train and valid, and the test file.
+
+    Args:
+        data_dir: folder with VALID_FILE and TEST_FILE.
+        n_train: keep at most this many training stories.
+        n_valid: number of stories split off for validation.
+    Returns:
+        (train, valid, test), each (stories, first endings, second endings, labels).
+    Raises:
+        MissingInput, BadInput: see _rocstories; or n_valid leaves nothing to train on.
+    """
+    st, ct1, ct2, y = _rocstories(os.path.join(data_dir, VALID_FILE))
+    test = _rocstories(os.path.join(data_dir, TEST_FILE))
+    if not 0 < n_valid < len(st):
+        raise BadInput(f"--n_valid is {n_valid}, allowed is 1 to {len(st) - 1}: {VALID_FILE} has {len(st)} stories "
+                       "to share between training and validation")
+    train, valid = train_test_split(np.arange(len(st)), test_size=n_valid, random_state=SPLIT_SEED)
+
+    def pick(rows):
+        return [st[i] for i in rows], [ct1[i] for i in rows], [ct2[i] for i in rows], y[rows]
+
+    return pick(train[:n_train]), pick(valid), test

@@ -1,0 +1,81 @@
+"""Cross entropy of a linear layer's output, without ever holding all of its logits.
+
+A language model's loss needs logits [tokens, vocabulary] only to add them up. linear_cross_entropy
+visits the tokens a few hundred at a time and takes the gradients on the way, so that each logit is
+computed once and none is kept. The plain path it equals is plain_linear_cross_entropy.
+"""
+
+import torch
+import torch.nn.functional as F
+
+# N tokens, V rows of the vocabulary, D width of the hidden states
+
+TOKENS_AT_ONCE = 512
+
+
+def plain_linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0):
+    """The definition: sum over tokens of scale * (cross entropy + z_loss * logsumexp(logits)^2).
+
+    Args and return value as linear_cross_entropy.
+    """
+    logits = (hidden @ weight.T).float()  # [N, D] x [D, V] -> [N, V]
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    if z_loss:
+        losses = losses + z_loss * logits.logsumexp(-1).square()
+    return (scale * losses).sum()
+
+
+def linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0):
+    """Return sum over tokens of scale * (cross entropy + z_loss * logsumexp(logits)^2), a scalar.
+
+    logits = hidden @ weight.T. Differentiable in hidden and weight. Under autocast the matrix
+    products run in its dtype, everything else in float32.
+
+    Args:
+        hidden: [N, D].
+        weight: [V, D].
+        targets: int64 [N], rows of weight.
+        scale: float32 [N], the weight of each token's loss.
+        z_loss: coefficient of the squared log normaliser (T5: 1e-4 in training).
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, targets, scale, z_loss)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, scale, z_loss):
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        with torch.autocast(device, enabled=False):
+            h, w = hidden.to(dtype), weight.to(dtype)
+            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            d_hidden = torch.empty_like(hidden) if wants_grad else None
+            d_weight = torch.zeros_like(weight) if wants_grad else None
+            for start in range(0, len(h), TOKENS_AT_ONCE):
+                part = slice(start, start + TOKENS_AT_ONCE)
+                target = targets[part, None]
+                logits = (h[part] @ w.T).float()                        # [n, D] x [D, V] -> [n, V]
+                log_z = logits.logsumexp(-1, keepdim=True)              # [n, 1]
+                losses = log_z - logits.gather(1, target) + z_loss * log_z.square()
+                total += (losses * scale[part, None]).sum()
+                if wants_grad:
+                    # d loss / d logits = scale * ((1 + 2 z_loss log_z) softmax(logits) - one_hot(target))
+                    d_logits = logits.sub_(log_z).exp_()
+                    if z_loss:
+                        d_logits *= 1 + 2 * z_loss * log_z
+                    d_logits.scatter_add_(1, target, torch.full_like(log_z, -1.0))
+                    d_logits = d_logits.mul_(scale[part, None]).to(dtype)
+                    d_hidden[part] = d_logits @ w                       # [n, V] x [V, D] -> [n, D]
+                    if dtype == weight.dtype:
+                        d_weight.addmm_(d_logits.T, h[part])            # [V, n] x [n, D] -> [V, D]
+                    else:
+                        d_weight += d_logits.T @ h[part]
+        ctx.save_for_backward(d_hidden, d_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx, d_total):
+        d_hidden, d_weight = ctx.saved_tensors
+        # The gradients are this call's own tensors: scaling them in place saves a copy of [V, D].
+        return d_hidden.mul_(d_total), d_weight.mul_(d_total), None, None, None
