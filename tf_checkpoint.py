@@ -122,7 +122,7 @@ def _newest_in(folder):
         return prefixes[0]
     try:
         with open(state, "rb") as f:
-            text = f.read(1 << 20).decode("utf-8", errors="replace")
+            text = f.read(1 << 13).decode("utf-8", errors="replace")  # the line sought is the first
     except OSError as error:
         raise utils.BadInput(f"{state}: cannot be read ({error.strerror}); check its permissions") from None
     match = re.search(r'^model_checkpoint_path: *"([^"\n]*)"\r?$', text, re.MULTILINE)
@@ -200,7 +200,7 @@ def _parse_index(index, footer):
                 raise _Malformed(f"the name {key[:80]!r} comes after {last[:80]!r}, not in order")
             elif key.startswith(b"\0"):
                 raise _Malformed("it holds slices of a partitioned variable; save the variables whole")
-            elif not (name := key.decode("utf-8", errors="replace")).isprintable():
+            elif not (name := key.decode("utf-8", errors="surrogateescape")).isprintable():
                 raise _Malformed(f"the name {key[:80]!r} is not text")
             elif not NOT_WEIGHTS.fullmatch(name):
                 variables[name] = _variable(name, value, n_shards)
