@@ -62,8 +62,8 @@ def _rocstories(path):
                 ct2.append(row[place[ENDINGS[1]]])
                 y.append(int(answer) - 1)
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: is not UTF-8 (byte {error.start} of a block is 0x{error.object[error.start]:02x}, after "
-                       f"row {len(st) + 1}); save it as UTF-8") from None
+        raise BadInput(f"{path}: is not UTF-8 (a byte 0x{error.object[error.start]:02x} after row {len(st) + 1}); "
+                       "save it as UTF-8") from None
     except csv.Error as error:
         raise BadInput(f"{path}: row {len(st) + 2} is not CSV ({error}); expected fields separated by commas, "
                        "quoted by double quotes") from None

@@ -79,3 +79,46 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden, d_weight = ctx.saved_tensors
         # The gradients are this call's own tensors: scaling them in place saves a copy of [V, D].
         return d_hidden.mul_(d_total), d_weight.mul_(d_total), None, None, None
+
+
+def lm_token_scale(m):
+    """Return the weight of each position's token in mean(lm_losses) (TF function `model`).
+
+    A sequence's loss is sum(masked token losses) / sum(mask[1:]), and the batch's their mean.
+
+    Args:
+        m: float [b, t], the mask; position 0 is predicted by nothing.
+    Returns:
+        float32 [b, t], position 0 always 0.
+    """
+    scale = m.float() / (m[:, 1:].float().sum(1, keepdim=True) * len(m))
+    return torch.cat([torch.zeros_like(scale[:, :1]), scale[:, 1:]], 1)
+
+
+def lm_losses(lm_logits, x, m):
+    """Language-model loss of each sequence, the plain way.
+
+    Args:
+        lm_logits: [b * (t - 1), v]; x: int [b, t, 2]; m: float [b, t].
+    Returns:
+        [b], sum(masked token losses) / sum(mask[1:]).
+    """
+    b, t = m.shape
+    losses = F.cross_entropy(lm_logits.float(), x[:, 1:, 0].reshape(-1).long(), reduction="none")
+    losses = losses.view(b, t - 1) * m[:, 1:]
+    return losses.sum(1) / m[:, 1:].sum(1)
+
+
+def double_head_loss(lm_logits, clf_logits, x, m, y, lm_coef):
+    """The fine-tuning loss from the two heads' logits, the plain way.
+
+    Args:
+        lm_logits: [b * c * (t - 1), v]; clf_logits: [b, c]; x: int [b, c, t, 2]; m: float [b, c, t];
+        y: int [b]; lm_coef: weight of the language-model term.
+    Returns:
+        train_loss (scalar), clf_losses [b], lm_losses [b * c].
+    """
+    clf = F.cross_entropy(clf_logits.float(), y.long(), reduction="none")
+    lm = lm_losses(lm_logits, x.flatten(0, 1), m.flatten(0, 1))
+    loss = clf.mean()
+    return (loss + lm_coef * lm.mean() if lm_coef else loss), clf, lm
