@@ -26,6 +26,10 @@ class MissingInput(FileNotFoundError):
     """A file or folder the user named is not there; the message says where to get it."""
 
 
+class Stopped(Exception):
+    """The user or the system asked a run to end, and it did so in order; the message says how to go on."""
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser that shows defaults in --help and answers a mistake in one line, status 2."""
 
@@ -39,18 +43,26 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def run_script(main, argv=None):
-    """Call `main(argv)` and return an exit status: 0, or 2 after one line for a user's mistake.
+    """Call `main(argv)` and return an exit status: 0, 2 after one line for a user's mistake, 130 when stopped.
 
     Only BadInput and MissingInput are a user's mistakes; any other exception is a defect of ours
     and keeps its traceback.
     """
+    script = os.path.basename(sys.argv[0])
     try:
         main(argv)
     except (BadInput, MissingInput) as error:
-        script = os.path.basename(sys.argv[0])
         print(f"{script}: {error}", file=sys.stderr)
         return 2
+    except (Stopped, KeyboardInterrupt) as error:
+        print(f"{script}: {error or 'interrupted'}", file=sys.stderr)
+        return 130
     return 0
+
+
+def warn(message):
+    """Print one line of warning on standard error."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def require_ranges(args, ranges):

@@ -1,0 +1,133 @@
+"""What the logs and submissions of runs say: accuracies in text, courses and comparisons as pictures.
+
+    python analysis.py log/a.jsonl log/b.jsonl --out curves.png    cost and accuracy over updates
+    python analysis.py log/l*.jsonl --layers --out layers.png      accuracy against transferred layers
+"""
+
+import os
+import sys
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure  # not pyplot: a Figure of its own needs no screen and no global state
+from sklearn.metrics import accuracy_score
+
+from datasets import TEST_FILE, _rocstories
+from utils import BadInput, MissingInput, OneLineParser, read_log, run_script, write_atomically
+
+LINES = ["-", "--", ":", "-."]  # lines and markers tell runs apart in grey
+MARKERS = "osv^Dx"
+
+
+def read_submission(path):
+    """Return the predictions in a submission file (columns index, prediction) as a list of int.
+
+    Raises:
+        MissingInput, BadInput: absent, or not such a file.
+    """
+    if not os.path.isfile(path):
+        raise MissingInput(f"{path}: not found; expected a submission file written with --submit")
+    try:
+        return [int(p) for p in pd.read_csv(path, sep="\t")["prediction"].values.tolist()]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: is not a submission file ({str(error)[:80]}); "
+                       "expected the columns index and prediction") from None
+
+
+def rocstories(data_dir, pred_path, log_path):
+    """Print the validation accuracy of the best evaluation and the test accuracy, in percent; return both.
+
+    Args:
+        data_dir: folder with the test file and its answers.
+        pred_path: the submission file. log_path: the run's log.
+    Raises:
+        MissingInput, BadInput: a file is absent, or has another number of rows than the test file.
+    """
+    predictions = read_submission(pred_path)
+    _, _, _, labels = _rocstories(os.path.join(data_dir, TEST_FILE))
+    if len(predictions) != len(labels):
+        raise BadInput(f"{pred_path}: has {len(predictions)} predictions, but the test file has {len(labels)} stories")
+    test_accuracy = accuracy_score(labels, predictions) * 100.
+    valid_accuracy = max(line["va_acc"] for line in evaluations(log_path))
+    print(f"ROCStories Valid Accuracy: {valid_accuracy:.2f}")
+    print(f"ROCStories Test Accuracy:  {test_accuracy:.2f}")
+    return valid_accuracy, test_accuracy
+
+
+def evaluations(log_path):
+    """Return the evaluation lines of a log, without the arguments.
+
+    Raises:
+        BadInput: there are none.
+    """
+    lines = [line for line in read_log(log_path)[1:] if "va_acc" in line]
+    if not lines:
+        raise BadInput(f"{log_path}: holds no evaluation yet")
+    return lines
+
+
+def draw_curves(log_paths, out, labels=None):
+    """Draw cost (nats per example) and accuracy (percent) over updates, one line per log, into the picture `out`.
+
+    Args:
+        log_paths: logs of train.py or train_t5.py. labels: their names; the files' names by default.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    cost, accuracy = figure.subplots(1, 2)
+    labels = labels or [os.path.splitext(os.path.basename(path))[0] for path in log_paths]
+    for i, (path, label) in enumerate(zip(log_paths, labels, strict=True)):
+        lines = evaluations(path)
+        x = [line["n_updates"] for line in lines]
+        grey = str(0.6 * i / max(len(labels) - 1, 1))
+        style = dict(color=grey, marker=MARKERS[i % len(MARKERS)], markersize=4)
+        cost.plot(x, [line["va_cost"] for line in lines], LINES[i % len(LINES)], label=label, **style)
+        accuracy.plot(x, [line["va_acc"] for line in lines], LINES[i % len(LINES)], label=label, **style)
+    cost.set(xlabel="updates", ylabel="validation cost (nats per example)", ylim=(0, None))
+    accuracy.set(xlabel="updates", ylabel="validation accuracy (%)")
+    accuracy.axhline(50, color="0.8", linewidth=1, zorder=0)
+    accuracy.annotate("chance", (0, 50), color="0.5", fontsize=8, va="bottom")
+    accuracy.legend(frameon=False)
+    _save(figure, out)
+
+
+def draw_layers(log_paths, out):
+    """Draw best validation accuracy (percent) against n_transfer, the paper's figure 2 (left) from any logs.
+
+    Logs that share an n_transfer, such as those of several seeds, are drawn as their median with a range.
+    """
+    by_layers = {}
+    for path in log_paths:
+        by_layers.setdefault(read_log(path)[0]["n_transfer"], []).append(
+            max(line["va_acc"] for line in evaluations(path)))
+    layers = sorted(by_layers)
+    median = np.array([np.median(by_layers[n]) for n in layers])
+    spread = np.array([[m - min(by_layers[n]), max(by_layers[n]) - m] for n, m in zip(layers, median, strict=True)]).T
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.errorbar(layers, median, yerr=spread, color="black", marker="o", capsize=3)
+    names = {-1: "none\n(scratch)", 0: "embedding\nonly"}
+    axes.set_xticks(layers, [names.get(n, str(n)) for n in layers])
+    axes.set(xlabel="pretrained layers transferred", ylabel="best validation accuracy (%)")
+    _save(figure, out)
+
+
+def _save(figure, out):
+    with write_atomically(out) as temporary:
+        figure.savefig(temporary, format=os.path.splitext(out)[1].lstrip(".") or "png", dpi=120)
+
+
+def main(argv=None):
+    """Draw the logs named on the command line."""
+    p = OneLineParser(prog="analysis.py", description="Draw the logs of training runs.")
+    p.add_argument("logs", nargs="+", help="log files (log/*.jsonl)")
+    p.add_argument("--layers", action="store_true", help="accuracy against n_transfer instead of courses over updates")
+    p.add_argument("--out", default="curves.png", help="the picture to write (.png, .pdf or .svg)")
+    args = p.parse_args(argv)
+    if os.path.splitext(args.out)[1] not in (".png", ".pdf", ".svg"):
+        raise BadInput(f"--out is {args.out!r}, expected a name ending in .png, .pdf or .svg")
+    (draw_layers if args.layers else draw_curves)(args.logs, args.out)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,227 @@
+"""Fine-tune GPT-1 on the Story Cloze Test, as OpenAI's finetune-transformer-lm does.
+
+    python train.py --dataset rocstories --desc rocstories --submit --analysis --data_dir DATA
+
+reads OpenAI's weights from model/ and the two ROCStories files from DATA, trains 3 epochs, keeps the
+parameters that do best on the validation part, and writes
+    log/<desc>.jsonl            the arguments, then one line per evaluation (costs are means per example)
+    save/<desc>/best_params     a state dict (torch.load(..., weights_only=True))
+    save/<desc>/checkpoint      what --resume continues from
+    submission/ROCStories.tsv   with --submit: the predictions on the test file
+With --analysis it prints the accuracies on the validation part and on the test file.
+"""
+
+import os
+import sys
+import zlib
+
+import numpy as np
+import torch
+
+import analysis
+import datasets
+import distributed
+import opt
+import training
+from model_pytorch import ACT_FNS, DoubleHeadModel, load_openai_pretrained_model
+from released_weights import WHERE_FROM, read_pretrained
+from text_utils import TextEncoder
+from utils import BadInput, OneLineParser, encode_dataset, require_ranges, run_script, warn
+
+SPECIAL = ("_start_", "_delimiter_", "_classify_")
+# name -> (reader of data_dir, analysis of the submission, name of the submission file)
+DATASETS = {"rocstories": (datasets.rocstories, analysis.rocstories, "ROCStories.tsv")}
+
+
+def parse_args(argv):
+    """Return the options; see --help."""
+    p = OneLineParser(prog="train.py", description="Fine-tune GPT-1, as finetune-transformer-lm does.")
+    training.add_options(p, n_iter=3, n_batch=8, n_gpu=4)
+    data = p.add_argument_group("data")
+    data.add_argument("--dataset", choices=tuple(DATASETS), default="rocstories", help="the task")
+    data.add_argument("--data_dir", default="data/", help="folder with the data set's files")
+    data.add_argument("--n_valid", type=int, default=374, help="stories split off the validation file for validation")
+    data.add_argument("--submission_dir", default="submission/", help="folder for the predictions on the test file")
+    data.add_argument("--submit", action="store_true", help="predict the test file with the best parameters")
+    data.add_argument("--analysis", action="store_true", help="print the accuracies (needs --submit)")
+    model = p.add_argument_group("the model")
+    model.add_argument("--model_dir", default="model/", help="folder with OpenAI's weights and vocabulary")
+    model.add_argument("--encoder_path", help="vocabulary (default: encoder_bpe_40000.json in model_dir)")
+    model.add_argument("--bpe_path", help="merges (default: vocab_40000.bpe in model_dir)")
+    model.add_argument("--n_transfer", type=int, default=12,
+                       help="pretrained layers to load; 0: the embedding alone; -1: nothing, train from scratch")
+    model.add_argument("--n_ctx", type=int, default=512, help="positions at most; the data may need fewer")
+    model.add_argument("--n_embd", type=int, default=768, help="width of the hidden states")
+    model.add_argument("--n_head", type=int, default=12, help="attention heads")
+    model.add_argument("--n_layer", type=int, default=12, help="blocks")
+    model.add_argument("--afn", choices=tuple(ACT_FNS), default="gelu", help="activation function")
+    for part, where in (("embd", "entries of the embedding matrix"), ("attn", "attention weights"),
+                        ("resid", "outputs of attention and MLP"), ("clf", "the classifier's input")):
+        model.add_argument(f"--{part}_pdrop", type=float, default=0.1, help=f"dropout probability of {where}")
+    o = p.add_argument_group("the optimizer")
+    o.add_argument("--opt", choices=("adam",), default="adam", help="the optimizer: opt.OpenAIAdam")
+    o.add_argument("--lr", type=float, default=6.25e-5, help="peak learning rate")
+    o.add_argument("--lr_schedule", choices=tuple(opt.SCHEDULES), default="warmup_linear", help="course of the rate")
+    o.add_argument("--lr_warmup", type=float, default=0.002, help="share of all updates spent warming up")
+    o.add_argument("--lm_coef", type=float, default=0.5, help="weight of the language-model loss; 0: none")
+    o.add_argument("--max_grad_norm", type=float, default=1.0, help="limit of the global gradient norm; 0: none")
+    o.add_argument("--l2", type=float, default=0.01, help="weight decay")
+    o.add_argument("--vector_l2", action="store_true", help="decay biases and gains too")
+    o.add_argument("--b1", type=float, default=0.9, help="Adam's decay rate of the mean")
+    o.add_argument("--b2", type=float, default=0.999, help="Adam's decay rate of the square")
+    o.add_argument("--e", type=float, default=1e-8, help="Adam's epsilon")
+    args = p.parse_args(argv)
+    args.encoder_path = args.encoder_path or os.path.join(args.model_dir, "encoder_bpe_40000.json")
+    args.bpe_path = args.bpe_path or os.path.join(args.model_dir, "vocab_40000.bpe")
+    return args
+
+
+def check_args(args, world):
+    """Check the options, and that they fit the weights, before any work starts.
+
+    Returns:
+        n_vocab of the pretrained model, or None where nothing is loaded.
+    Raises:
+        BadInput, MissingInput: naming the option, its value and the allowed values.
+    """
+    below_one = 1 - 1e-9
+    require_ranges(args, training.RANGES | {
+        "n_ctx": (6, None), "n_embd": (1, None), "n_head": (1, None), "n_layer": (1, None), "n_valid": (1, None),
+        "n_transfer": (-1, args.n_layer), "embd_pdrop": (0, below_one), "attn_pdrop": (0, below_one),
+        "resid_pdrop": (0, below_one), "clf_pdrop": (0, below_one), "lr": (0, None), "lr_warmup": (0, 1),
+        "lm_coef": (0, None), "l2": (0, None), "b1": (0, below_one), "b2": (0, below_one), "e": (0, None)})
+    training.check_options(args, world)
+    if args.n_embd % args.n_head:
+        raise BadInput(f"--n_head is {args.n_head}, which does not divide --n_embd {args.n_embd}")
+    if args.analysis and not args.submit:
+        raise BadInput("--analysis needs the predictions: give --submit too")
+    if args.n_transfer < 0:
+        return None
+    weights = read_pretrained(args.model_dir)
+    (n_positions, n_embd), n_vocab = weights["positions"].shape, len(weights["tokens"])
+    n_layer = sum(name.endswith("ln_1.g") for name in weights)
+    if args.n_embd != n_embd:
+        raise BadInput(f"--n_embd is {args.n_embd}, but the weights in {args.model_dir} have {n_embd}; "
+                       f"give --n_embd {n_embd}, or --n_transfer -1 to train without them")
+    if args.n_ctx > n_positions:
+        raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 6 to {n_positions}, the positions in {args.model_dir}")
+    if args.n_transfer > n_layer:
+        raise BadInput(f"--n_transfer is {args.n_transfer}, allowed is -1 to {n_layer}, the layers in {args.model_dir}")
+    return n_vocab
+
+
+def transform_roc(X1, X2, X3, max_len, n_ctx, n_vocab):
+    """Lay out cloze examples for the model (TF function `transform_roc`).
+
+    Each gives two sequences: _start_ story[:max_len] _delimiter_ ending[:max_len] _classify_.
+
+    Args:
+        X1, X2, X3: token ids of the stories, the first and the second endings.
+        max_len: tokens of a story or an ending that are kept.
+        n_ctx: length of a sequence; shorter ones are padded with token 0.
+        n_vocab: tokens; the three special tokens come right after, then the positions.
+    Returns:
+        X: int32 [n, 2, n_ctx, 2], token ids and position ids. M: float32 [n, 2, n_ctx], 1 at tokens, 0 at padding.
+    """
+    start, delimiter, classify = range(n_vocab, n_vocab + len(SPECIAL))
+    X = np.zeros((len(X1), 2, n_ctx, 2), dtype=np.int32)
+    M = np.zeros((len(X1), 2, n_ctx), dtype=np.float32)
+    X[..., 1] = np.arange(n_ctx) + n_vocab + len(SPECIAL)
+    for i, (story, *endings) in enumerate(zip(X1, X2, X3, strict=True)):
+        for k, ending in enumerate(endings):
+            tokens = [start, *story[:max_len], delimiter, *ending[:max_len], classify]
+            X[i, k, :len(tokens), 0] = tokens
+            M[i, k, :len(tokens)] = 1
+    return X, M
+
+
+def longest(splits, max_len):
+    """Return how many positions the longest sequence of the splits (X1, X2, X3, ...) needs, with 3 special tokens."""
+    return 3 + max(len(x1[:max_len]) + max(len(x2[:max_len]), len(x3[:max_len]))
+                   for X1, X2, X3, *_ in splits for x1, x2, x3 in zip(X1, X2, X3, strict=True))
+
+
+def load_data(args, encoder):
+    """Read and encode the data set.
+
+    Returns:
+        (splits, n_ctx): train, valid and test as (X, M, Y) arrays, see transform_roc; positions per sequence.
+    """
+    reader, _, _ = DATASETS[args.dataset]
+    splits = encode_dataset(reader(args.data_dir, n_valid=args.n_valid), encoder=encoder)
+    max_len = args.n_ctx // 2 - 2
+    cut = sum(max(map(len, x)) > max_len for split in splits for x in zip(*split[:3], strict=True))
+    if cut:
+        warn(f"{cut} of {sum(len(s[0]) for s in splits)} stories have a part longer than {max_len} tokens, "
+             f"which was cut (--n_ctx {args.n_ctx})")
+    n_ctx = min(longest(splits, max_len), args.n_ctx)
+    n_vocab = len(encoder.decoder)
+    return [(*transform_roc(*split[:3], max_len, n_ctx, n_vocab), split[3]) for split in splits], n_ctx
+
+
+def make_optimizer(args, model, n_updates_total):
+    """Return the OpenAIAdam that the options describe."""
+    return opt.OpenAIAdam(model.parameters(), lr=args.lr, schedule=args.lr_schedule, warmup=args.lr_warmup,
+                          t_total=n_updates_total, b1=args.b1, b2=args.b2, e=args.e, l2=args.l2,
+                          vector_l2=args.vector_l2, max_grad_norm=args.max_grad_norm)
+
+
+def main(argv=None):
+    """Run what the options ask for; see the top of this file."""
+    args = parse_args(argv)
+    world = distributed.join(args.device)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    n_vocab_pretrained = check_args(args, world)
+    encoder = TextEncoder(args.encoder_path, args.bpe_path)
+    n_vocab = len(encoder.encoder)
+    if n_vocab_pretrained not in (None, n_vocab):
+        raise BadInput(f"{args.encoder_path}: has {n_vocab} pieces, but the weights in {args.model_dir} have "
+                       f"{n_vocab_pretrained} tokens; the two do not belong together; {WHERE_FROM}")
+    for name in SPECIAL:
+        encoder.encoder[name] = len(encoder.encoder)
+    splits, n_ctx = load_data(args, encoder)
+    data = [[torch.from_numpy(array).to(world.device) for array in split] for split in splits]
+    (trX, trM, trY), (vaX, _, vaY), (teX, _, _) = data
+    n_updates_total = training.updates_per_epoch(len(trX), args) * args.n_iter
+
+    model = DoubleHeadModel(args, encoder.encoder["_classify_"], "multiple_choice",
+                            vocab=n_vocab + len(SPECIAL) + n_ctx, n_ctx=n_ctx)
+    load_openai_pretrained_model(model, n_ctx=n_ctx, n_special=len(SPECIAL), n_transfer=args.n_transfer,
+                                 n_embd=args.n_embd, path=args.model_dir, verbose=world.is_first)
+    model.to(world.device)
+    optimizer = make_optimizer(args, model, n_updates_total)
+    if args.compile:
+        for block in model.transformer.h:
+            block.compile(dynamic=True)
+
+    def tower_loss(rows):
+        return model.losses(trX[rows], trM[rows], trY[rows], args.lm_coef)[0]
+
+    def logits(X, verbose=False):
+        def of(rows):
+            with training.autocast(world.device, args.precision):
+                return model.choice_logits(X[rows])
+        return training.choose(of, len(X), 2, args.n_batch * args.n_gpu, world, verbose)
+
+    def evaluate():
+        tr_cost, tr_acc = training.cost_and_accuracy(logits(trX[:args.n_valid], True), trY[:args.n_valid])
+        va_cost, va_acc = training.cost_and_accuracy(logits(vaX, True), vaY)
+        return dict(tr_cost=tr_cost, va_cost=va_cost, tr_acc=tr_acc, va_acc=va_acc), va_acc
+
+    orders = training.draw_orders(args.n_iter, len(trX))
+    training.train(args, model, optimizer, orders, tower_loss, evaluate, world, zlib.crc32(splits[0][0].tobytes()))
+
+    if args.submit:
+        training.load_best(args, model, world)
+        predictions = logits(teX, True).argmax(1).tolist()
+        path = os.path.join(args.submission_dir, DATASETS[args.dataset][2])
+        if world.is_first:
+            training.write_submission(path, predictions)
+            if args.analysis:
+                DATASETS[args.dataset][1](args.data_dir, path, training.paths(args)["log"])
+    world.leave()
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

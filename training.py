@@ -1,0 +1,278 @@
+"""The training loop that train.py, train_t5.py and pretrain.py share: towers, evaluations, checkpoints.
+
+A script gives it a model, an optimizer, a function from example numbers to a loss, and a function
+that evaluates. The loop knows nothing about what is learned.
+
+Nothing random is carried from one update to the next: the order of the examples is drawn before
+the first update, and dropout is seeded by (seed, update, tower). A checkpoint therefore needs no
+random state, and a run may be continued on another number of processes.
+"""
+
+import contextlib
+import math
+import os
+import signal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from utils import BadInput, ResultLogger, Stopped, load_tensors, make_path, save_tensors, write_atomically
+
+PRECISIONS = ("fp32", "bf16")
+# Options that say where and how to run, not what is computed: they may differ when a run is resumed.
+FREE_ON_RESUME = {"resume", "submit", "analysis", "save_every", "device", "log_dir", "save_dir", "submission_dir",
+                  "data_dir", "model_dir", "encoder_path", "bpe_path", "out", "text", "compile"}
+
+
+def add_options(parser, n_iter, n_batch, n_gpu):
+    """Add the options that every training script has, with the given defaults."""
+    run = parser.add_argument_group("the run")
+    run.add_argument("--desc", required=True, help="name of the run; names its log and save folder")
+    run.add_argument("--log_dir", default="log/", help="folder for <desc>.jsonl, the log")
+    run.add_argument("--save_dir", default="save/", help="folder for <desc>/best_params and <desc>/checkpoint")
+    run.add_argument("--seed", type=int, default=42, help="fixes initial weights, order and dropout")
+    run.add_argument("--n_iter", type=int, default=n_iter, help="epochs")
+    run.add_argument("--n_batch", type=int, default=n_batch, help="examples per tower")
+    run.add_argument("--n_gpu", type=int, default=n_gpu,
+                     help="towers; one update takes n_batch * n_gpu examples, on however many devices there are")
+    run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
+    run.add_argument("--precision", choices=PRECISIONS, default="fp32",
+                     help="bf16: matrix products in bfloat16; weights and optimizer stay float32")
+    run.add_argument("--compile", action="store_true", help="compile the blocks with torch.compile (minutes at first)")
+    run.add_argument("--save_every", type=int, default=100,
+                     help="updates between checkpoints, besides the one after each epoch; 0: only those")
+    run.add_argument("--resume", action="store_true", help="continue from <desc>/checkpoint if there is one")
+
+
+RANGES = {"n_iter": (1, None), "n_batch": (1, None), "n_gpu": (1, None), "seed": (0, 2 ** 32 - 1),
+          "save_every": (0, None)}
+
+
+def check_options(args, world):
+    """Check what only several options together can tell.
+
+    Raises:
+        BadInput: a run name that is no file name, or more processes than towers.
+    """
+    if not args.desc or args.desc in (".", "..") or os.path.basename(args.desc) != args.desc or "\0" in args.desc:
+        raise BadInput(f"--desc is {args.desc!r}, expected a plain name without slashes")
+    if world.size > args.n_gpu:
+        raise BadInput(f"{world.size} processes share --n_gpu {args.n_gpu} towers; start at most {args.n_gpu}")
+
+
+def paths(args):
+    """Return the run's files: {'log': ..., 'best': ..., 'checkpoint': ...}."""
+    return {"log": os.path.join(args.log_dir, f"{args.desc}.jsonl"),
+            "best": os.path.join(args.save_dir, args.desc, "best_params"),
+            "checkpoint": os.path.join(args.save_dir, args.desc, "checkpoint")}
+
+
+def autocast(device, precision):
+    """Return the context in which a forward pass runs for --precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def seed_tower(seed, update, tower):
+    """Seed torch's generators for one tower of one update, whichever process runs it."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, update, tower]).generate_state(1, np.uint64)[0]))
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """Yield a list that holds the name of SIGINT or SIGTERM once one has come; the second kills as usual."""
+    received = []
+
+    def note(number, frame):
+        received.append(signal.Signals(number).name)
+        signal.signal(number, previous[number])
+
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
+                previous[number] = signal.signal(number, note)
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def draw_orders(n_iter, n_train):
+    """Return int64 [n_iter, n_train], a shuffled order for each epoch, from NumPy's global generator.
+
+    Drawn right after the special embedding rows, these are the orders of the original for the same seed.
+    """
+    return np.stack([np.random.permutation(n_train) for _ in range(n_iter)])
+
+
+def updates_per_epoch(n_train, args):
+    """Return how many updates n_train examples make; the last, partial batch is dropped.
+
+    Raises:
+        BadInput: not even one.
+    """
+    if n_train < args.n_batch * args.n_gpu:
+        raise BadInput(f"--n_batch {args.n_batch} times --n_gpu {args.n_gpu} is more than the {n_train} training "
+                       "examples, so that an epoch would have no update; lower one of them")
+    return n_train // (args.n_batch * args.n_gpu)
+
+
+def load_checkpoint(path, model, optimizer, options):
+    """Restore model and optimizer from `path` and return the rest, {'n_updates', 'n_epochs', 'best_score', 'orders'}.
+
+    Raises:
+        BadInput: the file is damaged, or was written with other options (each is named with both values).
+    """
+    saved = load_tensors(path)
+    try:
+        theirs = saved["options"]
+        differ = [f"--{name} {theirs.get(name)!r} then, {value!r} now" for name, value in options.items()
+                  if name not in FREE_ON_RESUME and theirs.get(name) != value]
+        if differ:
+            raise BadInput(f"{path}: written with other options: {'; '.join(differ)}; give the same, "
+                           "or another --desc, or start afresh without --resume")
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        return {name: saved[name] for name in ("n_updates", "n_epochs", "best_score", "orders")}
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise BadInput(f"{path}: is not a checkpoint of this model ({str(error).splitlines()[0][:120]}); "
+                       "start afresh without --resume, or give another --desc") from None
+
+
+def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint=0):
+    """Train for args.n_iter epochs; log, keep the best parameters, write checkpoints.
+
+    Every update takes n_gpu towers of n_batch examples; the towers are shared out among the processes, a process
+    runs its towers in turn, and the gradient is the mean over towers. The last partial batch of an epoch is
+    dropped. Evaluation comes after each epoch and, in the first, at updates 1000, 2000, 4000, ...
+
+    Args:
+        args: parsed options, with those of add_options.
+        model: on world.device. optimizer: over its parameters.
+        orders: int [n_iter, n_train], the examples in the order of each epoch.
+        tower_loss: function of example numbers [n_batch] returning their mean loss, a scalar tensor.
+        evaluate: function returning (values to log, score); higher scores are better.
+        world: see distributed.World.
+        fingerprint: a number that tells the training data from others, checked on resume.
+    Raises:
+        BadInput: the loss is not finite, a file cannot be written, or a checkpoint does not fit.
+        Stopped: SIGINT or SIGTERM came; a checkpoint has been written.
+    """
+    file = paths(args)
+    options = dict(vars(args))
+    options["data"] = int(fingerprint)
+    state = {"n_updates": 0, "n_epochs": 0, "best_score": -math.inf, "orders": torch.as_tensor(orders)}
+    resumed = args.resume and os.path.isfile(file["checkpoint"])
+    if resumed:
+        state = load_checkpoint(file["checkpoint"], model, optimizer, options)
+    logger = None
+    if world.is_first:
+        make_path(file["checkpoint"])
+        keep = (lambda line: line.get("n_updates", 0) <= state["n_updates"]) if resumed else None
+        logger = ResultLogger(file["log"], keep=keep, **options)
+        if args.resume:
+            print(f"continuing after update {state['n_updates']}" if resumed
+                  else f"no checkpoint at {file['checkpoint']}: starting from the beginning")
+    n_batch_train = args.n_batch * args.n_gpu
+    orders = state["orders"].numpy()
+    per_epoch = updates_per_epoch(orders.shape[1], args)
+    total = per_epoch * len(orders)
+
+    def save_checkpoint():
+        if world.is_first:
+            save_tensors(file["checkpoint"], {**state, "options": options, "model": model.state_dict(),
+                                              "optimizer": optimizer.state_dict()})
+
+    def log():
+        model.eval()
+        with torch.no_grad():
+            values, score = evaluate()
+        model.train()
+        if score > state["best_score"]:
+            state["best_score"] = score
+            if world.is_first:
+                save_tensors(file["best"], model.state_dict())
+        if world.is_first:
+            logger.log(n_epochs=state["n_epochs"], n_updates=state["n_updates"], **values)
+            tqdm.write(f"epoch {state['n_epochs']}  update {state['n_updates']}  "
+                       + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+    model.train()
+    with stop_signals() as signals, tqdm(total=total, initial=state["n_updates"], unit="update", ncols=100,
+                                         disable=not world.is_first) as bar:
+        while state["n_updates"] < total:
+            epoch, batch = divmod(state["n_updates"], per_epoch)
+            rows = orders[epoch, batch * n_batch_train:(batch + 1) * n_batch_train]
+            optimizer.zero_grad()
+            total_loss = torch.zeros((), device=world.device)
+            for tower in range(world.rank, args.n_gpu, world.size):
+                seed_tower(args.seed, state["n_updates"], tower)
+                with autocast(world.device, args.precision):
+                    loss = tower_loss(rows[tower * args.n_batch:(tower + 1) * args.n_batch])
+                (loss / args.n_gpu).backward()
+                total_loss += loss.detach() / args.n_gpu
+            loss = world.sum(total_loss).item()
+            if not math.isfinite(loss):
+                raise BadInput(f"update {state['n_updates'] + 1} (epoch {epoch + 1}, batch {batch + 1}): the loss is "
+                               f"{loss}; stopped before the update, the last checkpoint stays; look at the weights "
+                               f"and at examples {sorted(rows.tolist())[:8]}..., or lower --lr")
+            world.sum_gradients(model.parameters())
+            optimizer.step()
+            state["n_updates"] += 1
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+            if epoch == 0 and state["n_updates"] % 1000 == 0 and math.log2(state["n_updates"] // 1000).is_integer():
+                log()
+            epoch_ends = state["n_updates"] % per_epoch == 0
+            if epoch_ends:
+                state["n_epochs"] += 1
+                log()
+            stop = world.any(signals)
+            if epoch_ends or stop or (args.save_every and state["n_updates"] % args.save_every == 0):
+                save_checkpoint()
+            if stop:
+                raise Stopped(f"stopped by {(signals or ['another process'])[0]} after update {state['n_updates']} of "
+                              f"{total}; continue with --resume")
+    optimizer.zero_grad()
+    if logger:
+        logger.close()
+
+
+def choose(logits_of, n_examples, n_choices, n_batch, world, verbose=False):
+    """Return float32 [n_examples, n_choices], a logit for every choice of every example.
+
+    Args:
+        logits_of: function of a slice of example numbers returning [n, n_choices] logits.
+        n_batch: examples at a time. The batches are shared out among the processes.
+        verbose: show a progress bar.
+    """
+    logits = torch.zeros(n_examples, n_choices, device=world.device)
+    starts = range(0, n_examples, n_batch)[world.rank::world.size]
+    for start in tqdm(starts, disable=not (verbose and world.is_first), unit="batch", leave=False, ncols=100):
+        rows = slice(start, min(start + n_batch, n_examples))
+        logits[rows] = logits_of(rows).float()
+    return world.sum(logits)
+
+
+def cost_and_accuracy(logits, labels):
+    """Mean cross entropy per example in nats, and accuracy in percent, of logits [n, c] and labels [n]."""
+    labels = torch.as_tensor(labels, device=logits.device).long()
+    cost = F.cross_entropy(logits.float(), labels).item()
+    return cost, 100 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def write_submission(path, predictions):
+    """Write the predicted choices, one row per test example, as the original does: index, prediction."""
+    with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
+        f.write("index\tprediction\n")
+        f.writelines(f"{i}\t{int(prediction)}\n" for i, prediction in enumerate(predictions))
+
+
+def load_best(args, model, world):
+    """Put the best parameters of the run into the model, and set it to eval mode."""
+    world.wait()  # the first process has written them
+    model.load_state_dict(load_tensors(paths(args)["best"], map_location=world.device))
+    model.eval()
