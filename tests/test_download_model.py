@@ -1,0 +1,484 @@
+"""download_model.py: verified files only, and a broken transfer goes on where it stopped.
+
+A small stand-in repository is served from a folder and over loopback HTTP; nothing else is contacted.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+import download_model
+import utils
+from download_model import Wanted
+
+BASE = "http://127.0.0.1:9/not-asked/"
+
+
+def blob_id(data):
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves {name: bytes} with ranges; `plan` is a list of what to do with the next requests.
+
+    An entry of the plan is an int (send so many bytes of the body, then hang up), "error" (503), "whole"
+    (ignore the range), "other range", "no length", "slow" or None (behave). `asked` collects (name, range).
+    """
+
+    daemon_threads = True
+
+    def __init__(self, files):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.plan, self.asked, self.linked = files, [], [], None
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        server, name = self.server, self.path.strip("/")
+        if name.startswith("resolve/"):  # as the Hub: a redirect that announces the sha256
+            self.send_response(302)
+            self.send_header("Location", "/" + name.removeprefix("resolve/"))
+            self.send_header("X-Linked-Etag", f'"{server.linked}"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        asked = self.headers.get("Range")
+        server.asked.append((name, asked))
+        act = server.plan.pop(0) if server.plan else None
+        if act == "error" or name not in server.files:
+            self.send_response(503 if act == "error" else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        data, start = server.files[name], 0
+        if asked and act != "whole":
+            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+            if act == "other range":
+                start -= 1
+            if start >= len(data):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(data)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        else:
+            self.send_response(200)
+        body = data[start:]
+        if act != "no length":
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if act == "slow":
+            for at in range(0, len(body), 1 << 18):
+                self.wfile.write(body[at:at + (1 << 18)])
+                time.sleep(0.2)
+        else:
+            self.wfile.write(body[:act] if isinstance(act, int) else body)
+        self.close_connection = True
+
+
+@pytest.fixture
+def repository():
+    """{name: bytes} of a stand-in for OpenAI's folder; the sizes are odd and differ."""
+    rng = random.Random(7)
+    return {"params_0.npy": rng.randbytes(700_001), "params_1.npy": rng.randbytes(100_003),
+            "params_shapes.json": b"[[5, 7]]", "vocab_40000.bpe": b"#version\na b\n"}
+
+
+@pytest.fixture
+def files(repository):
+    return {name: Wanted(BASE, "git", blob_id(data), len(data)) for name, data in repository.items()}
+
+
+@pytest.fixture
+def server(repository, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = Server(repository)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "model"
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()} if folder.is_dir() else {}
+
+
+def run(argv, files, capsys):
+    """main(argv) as the script runs it: (exit status, stdout, stderr lines without progress bars)."""
+    status = utils.run_script(lambda argv: download_model.main(argv, files), [str(word) for word in argv])
+    out, err = capsys.readouterr()
+    return status, out, [line for line in err.splitlines() if "B/s" not in line and line.strip()]
+
+
+# The table
+
+
+def test_blob_id_is_gits(tmp_path):
+    for data, expected in ((b"", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+                           (b"hello\n", "ce013625030ba8dba906f756967f9e9ca394464a")):
+        (tmp_path / "file").write_bytes(data)
+        assert download_model.git_blob_id(tmp_path / "file") == expected
+
+
+def test_openais_vocabulary_passes(openai_vocabulary):
+    checked = {name: download_model.problem_of(str(openai_vocabulary / name), wanted)
+               for name, wanted in download_model.OPENAI_FILES.items() if (openai_vocabulary / name).exists()}
+    assert {"encoder_bpe_40000.json", "vocab_40000.bpe"} <= set(checked)
+    assert set(checked.values()) == {None}
+    assert all(os.path.getsize(openai_vocabulary / name) == download_model.OPENAI_FILES[name].least_size
+               for name in checked)
+
+
+def test_tables():
+    assert sum(wanted.least_size for name, wanted in download_model.OPENAI_FILES.items()
+               if name.startswith("params_") and name.endswith(".npy")) == 4 * 116_534_784
+    assert len({wanted.expected for wanted in download_model.OPENAI_FILES.values()}) == 13
+    for model in ["gpt", *download_model.T5_MODELS]:
+        for origin in ("openai", "hub"):
+            for name, wanted in download_model.wanted_files(model, origin).items():
+                assert wanted.base.startswith("https://") and wanted.base.endswith("/") and "{" not in wanted.base
+                assert wanted.check in ("json", "safetensors") or re.fullmatch("[0-9a-f]{40,64}", wanted.expected)
+                assert os.path.basename(name) == name
+    assert set(download_model.wanted_files("gpt", "hub")) == {
+        "encoder_bpe_40000.json", "vocab_40000.bpe", "model.safetensors"}
+    assert set(download_model.wanted_files("flan-t5-small", "hub")) == {
+        "config.json", "spiece.model", "model.safetensors"}
+
+
+def test_t5_sizes_are_those_of_the_model_file():
+    t5_pytorch = pytest.importorskip("t5_pytorch")
+    for name, (_, millions) in download_model.T5_MODELS.items():
+        with torch.device("meta"):
+            model = t5_pytorch.T5(**t5_pytorch.T5_CONFIGS[name.removeprefix("t5-").replace("flan-t5", "v1_1")])
+        assert sum(p.numel() for p in model.parameters()) // 1_000_000 == millions, name
+
+
+# Transfers
+
+
+def test_from_a_folder(repository, files, folder, tmp_path, capsys):
+    source = tmp_path / "clone"
+    source.mkdir()
+    for name, data in repository.items():
+        (source / name).write_bytes(data)
+    folder.mkdir()
+    (folder / "params_0.npy.part").write_bytes(repository["params_0.npy"][:5000])  # an earlier, broken transfer
+    status, out, err = run(["--source", source, "--model_dir", folder], files, capsys)
+    assert (status, err) == (0, []) and "4 files, 4 of them fetched now" in out
+    assert contents(folder) == repository
+    status, out, _ = run(["--source", source, "--model_dir", folder], files, capsys)
+    assert status == 0 and "4 files, 0 of them" in out
+
+
+def test_a_folder_that_lacks_a_file_or_is_none(repository, files, folder, tmp_path, capsys):
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone" / "params_0.npy").write_bytes(repository["params_0.npy"])
+    status, _, err = run(["--source", tmp_path / "clone", "--model_dir", folder], files, capsys)
+    assert status == 2 and len(err) == 1 and "clone/params_1.npy: not found" in err[0]
+    assert set(contents(folder)) == {"params_0.npy"}
+    status, _, err = run(["--source", tmp_path / "nowhere", "--model_dir", folder], files, capsys)
+    assert status == 2 and len(err) == 1 and "nowhere: not a folder" in err[0]
+
+
+def test_http(repository, files, folder, server, capsys):
+    status, _, err = run(["--source", server.url, "--model_dir", folder], files, capsys)
+    assert (status, err) == (0, [])
+    assert contents(folder) == repository
+    assert server.asked == [(name, None) for name in repository]
+    run(["--source", server.url, "--model_dir", folder], files, capsys)
+    assert len(server.asked) == 4  # all there: nothing is asked for again
+
+
+def test_without_source_each_file_comes_from_its_own_address(repository, folder, server):
+    files = {name: Wanted(server.url, "sha256", hashlib.sha256(data).hexdigest()) for name, data in repository.items()}
+    assert download_model.download(str(folder), files) == list(repository)
+    assert contents(folder) == repository
+
+
+def test_a_cut_transfer_goes_on_in_the_same_run(repository, files, folder, server):
+    server.plan = [300_000, 200_000, "error", 0, None]
+    download_model.download(str(folder), files, server.url, pause=0)
+    assert contents(folder) == repository
+    assert [asked for name, asked in server.asked if name == "params_0.npy"] == [
+        None, "bytes=300000-", "bytes=500000-", "bytes=500000-", "bytes=500000-"]
+
+
+def test_a_cut_transfer_goes_on_in_the_next_run(repository, files, folder, server, capsys):
+    server.plan = [None, 40_000, "error"]
+    status, _, err = run(["--source", server.url, "--model_dir", folder, "--retries", 0], files, capsys)
+    assert status == 2 and len(err) == 1
+    assert server.url + "params_1.npy: the transfer broke" in err[0] and "40,000 bytes" in err[0]
+    assert contents(folder) == {"params_0.npy": repository["params_0.npy"],
+                                "params_1.npy.part": repository["params_1.npy"][:40_000]}
+    status, _, err = run(["--verify", "--model_dir", folder], files, capsys)
+    assert status == 2 and f"{folder}/params_1.npy: missing (a part of it is there)" in err
+    server.asked.clear()
+    assert run(["--source", server.url, "--model_dir", folder], files, capsys)[0] == 0
+    assert contents(folder) == repository
+    assert server.asked[0] == ("params_1.npy", "bytes=40000-")
+
+
+def test_random_cuts(repository, files, tmp_path, server):
+    rng = random.Random(11)
+    for number in range(20):
+        folder = tmp_path / str(number)
+        cuts = [rng.randrange(1, 300_000) for _ in range(12)]
+        server.plan = [rng.choice([cut, cut, "error", "whole", "other range"]) for cut in cuts]
+        download_model.download(str(folder), files, server.url, retries=12, pause=0)
+        assert contents(folder) == repository
+
+
+@pytest.mark.parametrize("act", ["whole", "other range"])
+def test_a_server_that_does_not_resume(repository, files, folder, server, act):
+    folder.mkdir()
+    (folder / "params_0.npy.part").write_bytes(repository["params_0.npy"][:400_000])
+    server.plan = [act]
+    download_model.download(str(folder), files, server.url, retries=0)
+    assert contents(folder) == repository
+
+
+def test_a_server_that_gives_no_length(repository, files, folder, server):
+    server.plan = ["no length"] * 4
+    download_model.download(str(folder), files, server.url, retries=0)
+    assert contents(folder) == repository
+
+
+def test_a_part_that_is_already_whole(repository, files, folder, server):
+    folder.mkdir()
+    (folder / "params_0.npy.part").write_bytes(repository["params_0.npy"])
+    download_model.download(str(folder), files, server.url, retries=0)
+    assert contents(folder) == repository
+    assert server.asked[:2] == [("params_0.npy", "bytes=700001-"), ("params_1.npy", None)]
+
+
+@pytest.mark.parametrize("part", [b"from another version", bytes(700_001), bytes(800_000)])
+@pytest.mark.parametrize("over_http", [True, False])
+def test_a_part_of_something_else_is_fetched_anew(repository, files, folder, server, tmp_path, part, over_http):
+    for at in (tmp_path / "clone", folder):
+        at.mkdir()
+    for name, data in repository.items():
+        (tmp_path / "clone" / name).write_bytes(data)
+    (folder / "params_0.npy.part").write_bytes(part)
+    download_model.download(str(folder), files, server.url if over_http else str(tmp_path / "clone"), retries=0)
+    assert contents(folder) == repository
+
+
+def test_altered_files_never_take_the_name(repository, files, folder, server, capsys):
+    folder.mkdir()
+    (folder / "params_0.npy").write_bytes(b"what was here before")
+    right = repository["params_0.npy"]
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 700001\n"
+    for data, words in ((right[:-1] + b"\0", "altered: found the git hash"), (right[:-1], "truncated: found 700,000"),
+                        (right + b"\0", "altered"), (pointer, "a Git LFS pointer of"), (b"", "truncated: found 0")):
+        server.files = {**repository, "params_0.npy": data}
+        status, _, err = run(["--source", server.url, "--model_dir", folder], files, capsys)
+        assert status == 2 and len(err) == 1 and "params_0.npy: " + words in err[0], err
+        assert contents(folder) == {"params_0.npy": b"what was here before"}
+    server.files, server.plan = {**repository, "params_0.npy": right[:-1] + b"\0"}, [1000] * 3
+    with pytest.raises(utils.BadInput, match="altered"):  # cut and wrong: ends too
+        download_model.download(str(folder), files, server.url, pause=0)
+    server.files = repository
+    assert run(["--source", server.url, "--model_dir", folder], files, capsys)[0] == 0
+    assert contents(folder) == repository
+
+
+def test_the_hubs_sha256_is_checked(folder, server, tmp_path):
+    safetensors.numpy.save_file({"shared.weight": np.arange(35, dtype="f").reshape(5, 7)}, tmp_path / "file")
+    right = (tmp_path / "file").read_bytes()
+    files = {"model.safetensors": Wanted(server.url + "resolve/", "safetensors", 35)}
+    server.linked = hashlib.sha256(right).hexdigest()
+    server.files["model.safetensors"] = right[:-1] + b"\1"  # a flipped byte that the header cannot show
+    with pytest.raises(utils.BadInput, match=f"expected the sha256 {server.linked}"):
+        download_model.download(str(folder), files)
+    assert contents(folder) == {}
+    server.files["model.safetensors"], server.plan = right, [100]
+    download_model.download(str(folder), files, pause=0)
+    assert contents(folder) == {"model.safetensors": right}
+    assert server.asked[-1] == ("model.safetensors", "bytes=100-")
+
+
+def test_refusals(files, folder, server, capsys):
+    del server.files["params_0.npy"]
+    port_of_nobody = Server({})
+    port_of_nobody.server_close()
+    for source, words in ((server.url, "params_0.npy: the server has no such file (404)"),
+                          (port_of_nobody.url, "the transfer broke 1 time(s) without progress"),
+                          ("http://[", "not an address"), ("ftp://127.0.0.1/", "not a folder")):
+        status, _, err = run(["--source", source, "--model_dir", folder, "--retries", 0], files, capsys)
+        assert status == 2 and len(err) == 1 and words in err[0], (source, err)
+        assert contents(folder) == {}
+
+
+def test_a_folder_that_cannot_be_written(files, folder, server, tmp_path, capsys):
+    (tmp_path / "file").write_bytes(b"kept")
+    (folder / "params_0.npy").mkdir(parents=True)  # a folder where a file should be
+    for place in (tmp_path / "file", folder):
+        status, _, err = run(["--source", server.url, "--model_dir", place], files, capsys)
+        assert status == 2 and len(err) == 1 and str(place) in err[0], err
+    assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a file on a full disk")
+def test_a_full_disk(files, folder, server, capsys):
+    folder.mkdir()
+    (folder / "params_0.npy.part").symlink_to("/dev/full")
+    status, _, err = run(["--source", server.url, "--model_dir", folder], files, capsys)
+    assert status == 2 and len(err) == 1 and "could not be written" in err[0], err
+
+
+def test_killed_in_the_middle(repository, files, folder, server):
+    """SIGKILL while the bytes come in; then the same command again, which asks for the rest only."""
+    wanted = {name: tuple(value) for name, value in files.items()}
+    script = ("import json, sys, download_model as d\n"
+              "files = {name: d.Wanted(*value) for name, value in json.loads(sys.argv[1]).items()}\n"
+              "d.main(sys.argv[2:], files)")
+    command = [sys.executable, "-c", script, json.dumps(wanted), "--source", server.url, "--model_dir", str(folder)]
+    server.plan = ["slow"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=os.path.dirname(download_model.__file__))
+    part = folder / "params_0.npy.part"
+    deadline = time.time() + 60
+    while (not part.exists() or part.stat().st_size == 0) and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    size = part.stat().st_size
+    assert 0 < size < 700_001 and not (folder / "params_0.npy").exists()
+    server.asked.clear()
+    download_model.download(str(folder), files, server.url)
+    assert contents(folder) == repository
+    assert server.asked[0] == ("params_0.npy", f"bytes={size}-")
+
+
+def test_ctrl_c_is_one_line(files, folder, server, capsys, monkeypatch):
+    def interrupted(source):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(download_model, "_read", interrupted)
+    status, _, err = run(["--source", server.url, "--model_dir", folder], files, capsys)
+    assert status == 2 and len(err) == 1 and "run the same command again" in err[0]
+
+
+# --verify
+
+
+def test_verify_names_every_bad_file(repository, files, folder, capsys):
+    folder.mkdir()
+    for name, data in repository.items():
+        (folder / name).write_bytes(data)
+    status, out, err = run(["--verify", "--model_dir", folder], files, capsys)
+    assert (status, err) == (0, []) and "4 files, all as they should be" in out
+    (folder / "params_0.npy").write_bytes(repository["params_0.npy"][:999])
+    (folder / "params_1.npy").write_bytes(b"x" + repository["params_1.npy"][1:])
+    (folder / "params_shapes.json").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 8\n")
+    (folder / "vocab_40000.bpe").unlink()
+    before = contents(folder)
+    status, out, err = run(["--verify", "--model_dir", folder], files, capsys)
+    assert status == 2 and out == "" and len(err) == 5
+    for line, name, words in zip(err, files, (
+            "truncated: found 999 bytes, expected at least 700,001", "altered: found the git hash",
+            "a Git LFS pointer of 64 bytes", "missing"), strict=False):
+        assert line.startswith(f"{folder}/{name}: {words}"), line
+    assert "4 of 4 files" in err[4] and "without --verify" in err[4]
+    assert contents(folder) == before
+    assert run(["--verify", "--model_dir", folder / "nowhere"], files, capsys)[0] == 2
+
+
+def test_verify_the_real_table_on_a_toy_folder(golden, tmp_path, capsys):
+    (tmp_path / "params_0.npy").write_bytes(b"\x93NUMPY" + bytes(1000))
+    status, _, err = run(["--verify", "--model_dir", tmp_path], None, capsys)
+    assert status == 2 and len(err) == 14
+    assert f"{tmp_path}/params_0.npy: truncated: found 1,006 bytes, expected at least 46,613,916" in err
+
+
+def hub_folder(folder):
+    """A T5 folder as the Hub lays it out, and what it has to be."""
+    folder.mkdir()
+    safetensors.numpy.save_file({"shared.weight": np.zeros((5, 7), "f"), "decoder.w": np.zeros(3, "e")},
+                                folder / "model.safetensors")
+    (folder / "config.json").write_text('{"d_model": 7}')
+    (folder / "spiece.model").write_bytes(b"pieces")
+    return {"config.json": Wanted(BASE, "json", "d_model"),
+            "spiece.model": Wanted(BASE, "sha256", hashlib.sha256(b"pieces").hexdigest(), 6),
+            "model.safetensors": Wanted(BASE, "safetensors", 38)}
+
+
+def test_verify_a_hub_folder(folder, capsys):
+    files = hub_folder(folder)
+    assert run(["--verify", "--model_dir", folder], files, capsys)[0] == 0
+    right = (folder / "model.safetensors").read_bytes()
+    assert right[8:].startswith(b"{")
+    safetensors.numpy.save_file({"shared.weight": np.zeros((5, 6), "f")}, folder / "small")
+    cases = [("model.safetensors", right[:-1], "truncated or altered"), ("model.safetensors", right[:20], "truncated"),
+             ("model.safetensors", right + b"\0", "truncated or altered"), ("model.safetensors", b"", "truncated"),
+             ("model.safetensors", b"\xff" * 100, "truncated or altered"),
+             ("model.safetensors", (folder / "small").read_bytes(), "found 30 values, expected at least 38"),
+             ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+             ("config.json", b"{", "not JSON"), ("config.json", b"[]", "no d_model"),
+             ("config.json", b"\xff\xff", "not JSON"), ("config.json", b"[" * 100_000, "not JSON"),
+             ("config.json", b'{"d": 1}', "no d_model"),
+             ("spiece.model", b"Pieces", "altered: found the sha256 hash"), ("spiece.model", b"pie", "truncated")]
+    for name, data, words in cases:
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(data)
+        status, _, err = run(["--verify", "--model_dir", folder], files, capsys)
+        assert status == 2 and len(err) == 2, err
+        assert err[0].startswith(f"{folder}/{name}: ") and words in err[0], err
+        (folder / name).write_bytes(before)
+
+
+def test_random_damage_to_safetensors_is_words_not_a_traceback(folder):
+    wanted = hub_folder(folder)["model.safetensors"]
+    right, rng = (folder / "model.safetensors").read_bytes(), random.Random(5)
+    found = set()
+    for _ in range(int(os.environ.get("FUZZ_CASES", 150))):
+        data, at = bytearray(right), rng.randrange(120)
+        data[at:at + rng.randrange(9)] = rng.choice((b"", b"\xff" * 8, b"\0" * 5, rng.randbytes(6)))
+        (folder / "model.safetensors").write_bytes(data)
+        problem = download_model.problem_of(str(folder / "model.safetensors"), wanted)
+        found.add((problem or "right").split(":")[0])
+        assert problem is None or "\n" not in problem
+    assert "truncated or altered" in found
+
+
+def test_options(files, capsys):
+    for argv, words in ((["--model", "t5-tiny"], "t5-tiny"), (["--retries", "-1"], "--retries is -1"),
+                        (["--from", "nowhere"], "nowhere"),
+                        (["--model", "t5-small", "--from", "openai"], "leave --from out")):
+        try:
+            status, _, err = run(argv, files, capsys)
+        except SystemExit as error:
+            status, err = error.code, capsys.readouterr().err.splitlines()
+        assert status == 2 and len(err) == 1 and words in err[0], (argv, err)
+
+
+def test_the_script_verifies_as_a_command(root, tmp_path):
+    done = subprocess.run([sys.executable, "download_model.py", "--model", "flan-t5-small", "--verify", "--model_dir",
+                           str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines[0] == f"{tmp_path}/config.json: missing" and len(lines) == 4 and "3 of 3 files" in lines[3]
