@@ -54,6 +54,8 @@ def _rocstories(path):
                 if len(row) != len(header):
                     raise BadInput(f"{path}: row {number} has {len(row)} fields, expected {len(header)} as in the "
                                    "header; correct or remove the row")
+                if any("\0" in field for field in row):
+                    raise BadInput(f"{path}: row {number} holds a NUL character; the file is damaged")
                 answer = row[place["AnswerRightEnding"]]
                 if answer not in ("1", "2"):
                     raise BadInput(f"{path}: row {number} has AnswerRightEnding {answer[:40]!r}, expected 1 or 2")

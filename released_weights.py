@@ -94,7 +94,7 @@ def _read_hub(path):
         with safe_open(path, framework="np") as f:
             for name in f.keys():  # noqa: SIM118 (not a dict)
                 ours = name.removeprefix("transformer.")
-                if ours.endswith("attn.bias") or ours == "lm_head.weight":
+                if ours.endswith(".attn.bias") or ours == "lm_head.weight":
                     continue  # a mask, and the tied copy of the tokens
                 ours = {"tokens_embed.weight": "tokens", "positions_embed.weight": "positions"}.get(ours, ours)
                 for hub, tf in ((".weight", ".g" if ".ln_" in ours else ".w"), (".bias", ".b")):

@@ -170,9 +170,9 @@ def main(argv=None):
     """Run what the options ask for; see the top of this file."""
     args = parse_args(argv)
     world = distributed.join(args.device)
+    n_vocab_pretrained = check_args(args, world)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    n_vocab_pretrained = check_args(args, world)
     encoder = TextEncoder(args.encoder_path, args.bpe_path)
     n_vocab = len(encoder.encoder)
     if n_vocab_pretrained not in (None, n_vocab):

@@ -1,5 +1,6 @@
 """Puts the repository's root on the import path and names the folders tests read from."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -30,3 +31,20 @@ def openai_vocabulary():
         if (folder / "encoder_bpe_40000.json").is_file() and (folder / "vocab_40000.bpe").is_file():
             return folder
     pytest.skip("OpenAI's encoder_bpe_40000.json and vocab_40000.bpe are in neither model/ nor ../shared/model/")
+
+
+@pytest.fixture(scope="session")
+def small_vocabulary(tmp_path_factory):
+    """(encoder path, merges path) of a vocabulary of single characters and five merges."""
+    return write_small_vocabulary(tmp_path_factory.mktemp("vocabulary"))
+
+
+def write_small_vocabulary(folder):
+    """Write a vocabulary of single characters and five merges; return its two paths as strings."""
+    merges = ["l o", "lo w</w>", "e r", "n e", "ne w"]
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'\"-"
+    pieces = ["<unk>", *letters, *(c + "</w>" for c in letters), *(m.replace(" ", "") for m in merges), "\n</w>"]
+    paths = folder / "encoder_bpe_40000.json", folder / "vocab_40000.bpe"
+    paths[0].write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}), encoding="utf-8")
+    paths[1].write_text("#version: 0.2\n" + "".join(m + "\n" for m in merges), encoding="utf-8")
+    return tuple(map(str, paths))

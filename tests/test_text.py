@@ -1,0 +1,100 @@
+"""The text encoder: exact on the original's 315 texts, and by a small vocabulary of our own."""
+
+import json
+
+import ftfy
+import pytest
+
+from text_utils import TextEncoder, read_encoder, read_merges, text_standardize
+from utils import BadInput, MissingInput
+
+
+@pytest.fixture(scope="module")
+def texts(golden):
+    return json.load(open(golden / "text" / "encode.json", encoding="utf-8"))
+
+
+def test_standardize_equals_the_original(texts):
+    for case in texts:
+        assert text_standardize(ftfy.fix_text(case["text"])) == case["standardized"]
+
+
+def test_words_equal_the_original(texts, small_vocabulary):
+    encoder = TextEncoder(*small_vocabulary)
+    for case in texts:
+        assert encoder.words(case["text"]) == [word.lower() for word in case["words"]]
+
+
+def test_ids_equal_the_original(texts, openai_vocabulary):
+    encoder = TextEncoder(openai_vocabulary / "encoder_bpe_40000.json", openai_vocabulary / "vocab_40000.bpe")
+    assert len(texts) == 315
+    ids = encoder.encode([case["text"] for case in texts], verbose=False)
+    for case, got in zip(texts, ids, strict=True):
+        assert got == case["ids"], case["text"]
+        pieces = " ".join(encoder.bpe(word.lower()) for word in case["words"])
+        assert pieces.split(" ") == case["tokens"] or not case["tokens"]
+
+
+def test_bpe_merges_by_rank_everywhere_in_a_word(small_vocabulary):
+    encoder = TextEncoder(*small_vocabulary)  # merges: l o, lo w</w>, e r, n e, ne w
+    assert encoder.bpe("low") == "low</w>"
+    assert encoder.bpe("lower") == "lo w er </w>".replace("er </w>", "e r</w>")
+    assert encoder.bpe("newnew") == "new ne w</w>"
+    assert encoder.bpe("lolo") == "lo l o</w>"
+    assert encoder.bpe("\n ") == "\n</w>"
+    assert encoder.bpe("x") == "x</w>"
+
+
+def test_encode_and_decode(small_vocabulary):
+    encoder = TextEncoder(*small_vocabulary)
+    ids = encoder.encode(["Low new, low!", "", "   ", "☃ low"], verbose=False)
+    assert [encoder.decoder[i] for i in ids[0]][:2] == ["low</w>", "ne"]
+    assert ids[1] == ids[2] == []
+    assert ids[3][0] == 0 and ids[3][1:] == [encoder.encoder["low</w>"]]  # unknown pieces are <unk>
+    assert encoder.decode(ids[0]) == "low new , low !"
+    encoder.encoder["_start_"] = len(encoder.encoder)
+    assert encoder.decode([encoder.encoder["_start_"], *ids[0][:1]]) == "_start_ low"
+
+
+def test_a_word_is_encoded_once(small_vocabulary):
+    encoder = TextEncoder(*small_vocabulary)
+    calls, bpe = [], encoder.bpe
+    encoder.bpe = lambda word: calls.append(word) or bpe(word)
+    encoder.encode(["low new low", "new low"] * 3, verbose=False)
+    assert sorted(calls) == ["low", "new"]
+
+
+def test_a_progress_bar_unless_told_otherwise(small_vocabulary, capsys):
+    encoder = TextEncoder(*small_vocabulary)
+    encoder.encode(["low"] * 5)
+    assert "5" in capsys.readouterr().err
+    encoder.encode(["low"] * 5, verbose=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"{", "not JSON"), (b"[1]", "list"), (b'{"a": "b"}', "whole number"), (b'{"a": true}', "whole number"),
+    (b'{"a": 1}', "0 to 0"), (b"\xff\xfe", "UTF-8"), (b"version https://git-lfs", "LFS"), (b"{}", "non-empty"),
+    (b"[" * 100000, "JSON")])
+def test_a_damaged_vocabulary_gets_one_line(tmp_path, content, message):
+    (tmp_path / "encoder.json").write_bytes(content)
+    with pytest.raises(BadInput, match=message) as caught:
+        read_encoder(str(tmp_path / "encoder.json"))
+    assert "encoder.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"", "line 1"), (b"a b\n", "line 1"), (b"#version: 0.2\n", "no merges"), (b"#version: 0.2\na b\na\n", "line 3"),
+    (b"#version: 0.2\na b c\n", "line 2"), (b"#version: 0.2\n\xff\n", "UTF-8"), (b"version https://git-lfs", "LFS"),
+    (b"#version: 0.2\na b\n\nc d\n", "line 3")])
+def test_damaged_merges_get_one_line(tmp_path, content, message):
+    (tmp_path / "vocab.bpe").write_bytes(content)
+    with pytest.raises(BadInput, match=message) as caught:
+        read_merges(str(tmp_path / "vocab.bpe"))
+    assert "vocab.bpe" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_vocabulary_says_where_to_get_it(tmp_path):
+    for read in (read_encoder, read_merges):
+        with pytest.raises(MissingInput, match="finetune-transformer-lm"):
+            read(str(tmp_path / "nowhere"))
