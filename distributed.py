@@ -41,7 +41,7 @@ class World:
 
     def any(self, flag):
         """True everywhere if it is true anywhere."""
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+        return bool(self.sum(torch.tensor(float(bool(flag)), device=self.device)) > 0)
 
     def wait(self):
         """Return when every process has called this."""
