@@ -18,9 +18,8 @@ import zlib
 import numpy as np
 import torch
 
-import analysis
-import datasets
 import distributed
+import finetuning
 import opt
 import training
 from model_pytorch import ACT_FNS, DoubleHeadModel, load_openai_pretrained_model
@@ -29,21 +28,13 @@ from text_utils import TextEncoder
 from utils import BadInput, OneLineParser, encode_dataset, require_ranges, run_script, warn
 
 SPECIAL = ("_start_", "_delimiter_", "_classify_")
-# name -> (reader of data_dir, analysis of the submission, name of the submission file)
-DATASETS = {"rocstories": (datasets.rocstories, analysis.rocstories, "ROCStories.tsv")}
 
 
 def parse_args(argv):
     """Return the options; see --help."""
     p = OneLineParser(prog="train.py", description="Fine-tune GPT-1, as finetune-transformer-lm does.")
     training.add_options(p, n_iter=3, n_batch=8, n_gpu=4)
-    data = p.add_argument_group("data")
-    data.add_argument("--dataset", choices=tuple(DATASETS), default="rocstories", help="the task")
-    data.add_argument("--data_dir", default="data/", help="folder with the data set's files")
-    data.add_argument("--n_valid", type=int, default=374, help="stories split off the validation file for validation")
-    data.add_argument("--submission_dir", default="submission/", help="folder for the predictions on the test file")
-    data.add_argument("--submit", action="store_true", help="predict the test file with the best parameters")
-    data.add_argument("--analysis", action="store_true", help="print the accuracies (needs --submit)")
+    finetuning.add_task_options(p)
     model = p.add_argument_group("the model")
     model.add_argument("--model_dir", default="model/", help="folder with OpenAI's weights and vocabulary")
     model.add_argument("--encoder_path", help="vocabulary (default: encoder_bpe_40000.json in model_dir)")
@@ -86,15 +77,14 @@ def check_args(args, world):
     """
     below_one = 1 - 1e-9
     require_ranges(args, training.RANGES | {
-        "n_ctx": (6, None), "n_embd": (1, None), "n_head": (1, None), "n_layer": (1, None), "n_valid": (1, None),
+        "n_ctx": (6, None), "n_embd": (1, None), "n_head": (1, None), "n_layer": (1, None),
         "n_transfer": (-1, args.n_layer), "embd_pdrop": (0, below_one), "attn_pdrop": (0, below_one),
         "resid_pdrop": (0, below_one), "clf_pdrop": (0, below_one), "lr": (0, None), "lr_warmup": (0, 1),
         "lm_coef": (0, None), "l2": (0, None), "b1": (0, below_one), "b2": (0, below_one), "e": (0, None)})
     training.check_options(args, world)
+    finetuning.check_task_options(args)
     if args.n_embd % args.n_head:
         raise BadInput(f"--n_head is {args.n_head}, which does not divide --n_embd {args.n_embd}")
-    if args.analysis and not args.submit:
-        raise BadInput("--analysis needs the predictions: give --submit too")
     if args.n_transfer < 0:
         return None
     weights = read_pretrained(args.model_dir)
@@ -147,8 +137,7 @@ def load_data(args, encoder):
     Returns:
         (splits, n_ctx): train, valid and test as (X, M, Y) arrays, see transform_roc; positions per sequence.
     """
-    reader, _, _ = DATASETS[args.dataset]
-    splits = encode_dataset(reader(args.data_dir, n_valid=args.n_valid), encoder=encoder)
+    splits = encode_dataset(finetuning.read_splits(args), encoder=encoder)
     max_len = args.n_ctx // 2 - 2
     cut = sum(max(map(len, x)) > max_len for split in splits for x in zip(*split[:3], strict=True))
     if cut:
@@ -198,28 +187,19 @@ def main(argv=None):
     def tower_loss(rows):
         return model.losses(trX[rows], trM[rows], trY[rows], args.lm_coef)[0]
 
-    def logits(X, verbose=False):
+    inputs = {"train": trX[:args.n_valid], "valid": vaX, "test": teX}
+
+    def logits(split):
         def of(rows):
             with training.autocast(world.device, args.precision):
-                return model.choice_logits(X[rows])
-        return training.choose(of, len(X), 2, args.n_batch * args.n_gpu, world, verbose)
+                return model.choice_logits(inputs[split][rows])
+        return finetuning.choose(of, len(inputs[split]), 2, args.n_batch * args.n_gpu, world, verbose=True)
 
-    def evaluate():
-        tr_cost, tr_acc = training.cost_and_accuracy(logits(trX[:args.n_valid], True), trY[:args.n_valid])
-        va_cost, va_acc = training.cost_and_accuracy(logits(vaX, True), vaY)
-        return dict(tr_cost=tr_cost, va_cost=va_cost, tr_acc=tr_acc, va_acc=va_acc), va_acc
-
+    evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
     orders = training.draw_orders(args.n_iter, len(trX))
     training.train(args, model, optimizer, orders, tower_loss, evaluate, world, zlib.crc32(splits[0][0].tobytes()))
-
     if args.submit:
-        training.load_best(args, model, world)
-        predictions = logits(teX, True).argmax(1).tolist()
-        path = os.path.join(args.submission_dir, DATASETS[args.dataset][2])
-        if world.is_first:
-            training.write_submission(path, predictions)
-            if args.analysis:
-                DATASETS[args.dataset][1](args.data_dir, path, training.paths(args)["log"])
+        finetuning.submit(args, model, world, lambda: logits("test"))
     world.leave()
 
 

@@ -15,10 +15,9 @@ import signal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from utils import BadInput, ResultLogger, Stopped, load_tensors, make_path, save_tensors, write_atomically
+from utils import BadInput, ResultLogger, Stopped, load_tensors, make_path, save_tensors
 
 PRECISIONS = ("fp32", "bf16")
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
@@ -239,40 +238,3 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     optimizer.zero_grad()
     if logger:
         logger.close()
-
-
-def choose(logits_of, n_examples, n_choices, n_batch, world, verbose=False):
-    """Return float32 [n_examples, n_choices], a logit for every choice of every example.
-
-    Args:
-        logits_of: function of a slice of example numbers returning [n, n_choices] logits.
-        n_batch: examples at a time. The batches are shared out among the processes.
-        verbose: show a progress bar.
-    """
-    logits = torch.zeros(n_examples, n_choices, device=world.device)
-    starts = range(0, n_examples, n_batch)[world.rank::world.size]
-    for start in tqdm(starts, disable=not (verbose and world.is_first), unit="batch", leave=False, ncols=100):
-        rows = slice(start, min(start + n_batch, n_examples))
-        logits[rows] = logits_of(rows).float()
-    return world.sum(logits)
-
-
-def cost_and_accuracy(logits, labels):
-    """Mean cross entropy per example in nats, and accuracy in percent, of logits [n, c] and labels [n]."""
-    labels = torch.as_tensor(labels, device=logits.device).long()
-    cost = F.cross_entropy(logits.float(), labels).item()
-    return cost, 100 * (logits.argmax(1) == labels).double().mean().item()
-
-
-def write_submission(path, predictions):
-    """Write the predicted choices, one row per test example, as the original does: index, prediction."""
-    with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
-        f.write("index\tprediction\n")
-        f.writelines(f"{i}\t{int(prediction)}\n" for i, prediction in enumerate(predictions))
-
-
-def load_best(args, model, world):
-    """Put the best parameters of the run into the model, and set it to eval mode."""
-    world.wait()  # the first process has written them
-    model.load_state_dict(load_tensors(paths(args)["best"], map_location=world.device))
-    model.eval()

@@ -11,8 +11,8 @@ import torch
 from cloze_data import options, rows, write_csv, write_data_dir
 from conftest import write_small_vocabulary
 
+import finetuning
 import train
-import training
 from datasets import TEST_FILE, VALID_FILE
 from distributed import World
 from model_pytorch import ACT_FNS, LMModel, dotdict, export_openai_model
@@ -64,7 +64,7 @@ def test_costs_are_means_per_example_of_the_plain_path(setup):
     n_vocab = len(encoder.encoder)
     splits, n_ctx = train.load_data(args, encoder)
     model = train.DoubleHeadModel(args, n_vocab + 2, "multiple_choice", n_vocab + 3 + n_ctx, n_ctx)
-    training.load_best(args, model, World(0, 1, torch.device("cpu")))
+    finetuning.load_best(args, model, World(0, 1, torch.device("cpu")))
     X, _, Y = map(torch.from_numpy, splits[1])
     with torch.no_grad():
         logits = model(X)[1]

@@ -1,0 +1,112 @@
+"""What train.py and train_t5.py share besides the loop: the task, choosing among endings, the submission."""
+
+import os
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import analysis
+import datasets
+import training
+from utils import BadInput, load_tensors, require_ranges, write_atomically
+
+# name -> (reader of data_dir, report on a submission, name of the submission file)
+DATASETS = {"rocstories": (datasets.rocstories, analysis.rocstories, "ROCStories.tsv")}
+
+
+def add_task_options(parser):
+    """Add the options about the data set and what is done with the predictions."""
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", choices=tuple(DATASETS), default="rocstories", help="the task")
+    data.add_argument("--data_dir", default="data/", help="folder with the data set's files")
+    data.add_argument("--n_valid", type=int, default=374, help="stories split off the validation file for validation")
+    data.add_argument("--submission_dir", default="submission/", help="folder for the predictions on the test file")
+    data.add_argument("--submit", action="store_true", help="predict the test file with the best parameters")
+    data.add_argument("--analysis", action="store_true", help="print the accuracies (needs --submit)")
+
+
+def check_task_options(args):
+    """Check the options of add_task_options.
+
+    Raises:
+        BadInput: naming the option, its value and what is allowed.
+    """
+    require_ranges(args, {"n_valid": (1, None)})
+    if args.analysis and not args.submit:
+        raise BadInput("--analysis needs the predictions: give --submit too")
+
+
+def read_splits(args):
+    """Return train, valid and test of the data set asked for, each (stories, endings 1, endings 2, labels)."""
+    return DATASETS[args.dataset][0](args.data_dir, n_valid=args.n_valid)
+
+
+def choose(logits_of, n_examples, n_choices, n_batch, world, verbose=False):
+    """Return float32 [n_examples, n_choices], a logit for every choice of every example.
+
+    Args:
+        logits_of: function of a slice of example numbers returning [n, n_choices] logits.
+        n_batch: examples at a time. The batches are shared out among the processes.
+        verbose: show a progress bar.
+    """
+    logits = torch.zeros(n_examples, n_choices, device=world.device)
+    starts = range(0, n_examples, n_batch)[world.rank::world.size]
+    for start in tqdm(starts, disable=not (verbose and world.is_first), unit="batch", leave=False, ncols=100):
+        rows = slice(start, min(start + n_batch, n_examples))
+        logits[rows] = logits_of(rows).float()
+    return world.sum(logits)
+
+
+def cost_and_accuracy(logits, labels):
+    """Mean cross entropy per example in nats, and accuracy in percent, of logits [n, c] and labels [n]."""
+    labels = torch.as_tensor(labels, device=logits.device).long()
+    cost = F.cross_entropy(logits.float(), labels).item()
+    return cost, 100 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def make_evaluation(args, logits_of_split, train_labels, valid_labels):
+    """Return the function that training.train calls to evaluate.
+
+    As in the original, the training part is represented by its first n_valid examples.
+
+    Args:
+        logits_of_split: function of 'train' (its first n_valid examples) or 'valid' returning [n, c] logits.
+        train_labels, valid_labels: int [n], all of them.
+    """
+    def evaluate():
+        tr_cost, tr_acc = cost_and_accuracy(logits_of_split("train"), train_labels[:args.n_valid])
+        va_cost, va_acc = cost_and_accuracy(logits_of_split("valid"), valid_labels)
+        return dict(tr_cost=tr_cost, va_cost=va_cost, tr_acc=tr_acc, va_acc=va_acc), va_acc
+
+    return evaluate
+
+
+def write_submission(path, predictions):
+    """Write the predicted choices, one row per test example, as the original does: index, prediction."""
+    with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
+        f.write("index\tprediction\n")
+        f.writelines(f"{i}\t{int(prediction)}\n" for i, prediction in enumerate(predictions))
+
+
+def load_best(args, model, world):
+    """Put the best parameters of the run into the model, and set it to eval mode."""
+    world.wait()  # the first process has written them
+    model.load_state_dict(load_tensors(training.paths(args)["best"], map_location=world.device))
+    model.eval()
+
+
+def submit(args, model, world, test_logits):
+    """Predict the test split with the best parameters, write the submission, and report on it if asked to.
+
+    Args:
+        test_logits: function without arguments returning [n, c] logits of the test split.
+    """
+    _, report, file_name = DATASETS[args.dataset]
+    load_best(args, model, world)
+    predictions = test_logits().argmax(1).tolist()
+    if world.is_first:
+        path = os.path.join(args.submission_dir, file_name)
+        write_submission(path, predictions)
+        if args.analysis:
+            report(args.data_dir, path, training.paths(args)["log"])
