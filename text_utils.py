@@ -1,13 +1,17 @@
-"""Text to token ids, as the GPT-1 code did it: clean, split with spaCy's English rules, byte-pair encode.
+"""Text to token ids.
 
-The names TextEncoder and text_standardize are those of `text_utils.py` in finetune-transformer-lm.
+TextEncoder does it as the GPT-1 code did: clean, split with spaCy's English rules, byte-pair encode.
+SentencePieceEncoder does it as T5 did. The names TextEncoder and text_standardize are those of
+`text_utils.py` in finetune-transformer-lm.
 """
 
+import hashlib
 import json
 import os
 import re
 
 import ftfy
+import sentencepiece
 import spacy
 from tqdm import tqdm
 
@@ -83,12 +87,26 @@ def read_merges(path):
     return merges
 
 
-def _require_file(path):
+def _require_file(path, where_from=WHERE_FROM):
     if not os.path.isfile(path):
-        raise MissingInput(f"{path}: vocabulary file not found; {WHERE_FROM}")
+        raise MissingInput(f"{path}: vocabulary file not found; {where_from}")
     with open(path, "rb") as f:
         if f.read(8) == b"version ":
-            raise BadInput(f"{path}: is a Git LFS pointer, not the data; {WHERE_FROM}")
+            raise BadInput(f"{path}: is a Git LFS pointer, not the data; {where_from}")
+
+
+def english_tokenizer():
+    """Return spaCy's English tokenizer: the rules of the full pipeline, with nothing to download."""
+    return spacy.blank("en").tokenizer
+
+
+def split_words(tokenizer, text):
+    """Return the lower-cased words of one text after repair and cleaning.
+
+    Args:
+        tokenizer: see english_tokenizer.
+    """
+    return [word.text.lower() for word in tokenizer(text_standardize(ftfy.fix_text(text)))]
 
 
 class TextEncoder:
@@ -97,7 +115,7 @@ class TextEncoder:
     Attributes:
         encoder: {piece: id}. Callers may add special tokens to it.
         decoder: {id: piece}, of the pieces in the file.
-        nlp: spaCy's English tokenizer.
+        tokenizer: spaCy's English tokenizer.
     Raises:
         MissingInput, BadInput: see read_encoder and read_merges.
     """
@@ -106,7 +124,7 @@ class TextEncoder:
         self.encoder = read_encoder(encoder_path)
         self.decoder = {i: piece for piece, i in self.encoder.items()}
         self.bpe_ranks = read_merges(bpe_path)
-        self.nlp = spacy.blank("en")  # the rules of the full English pipeline, with nothing to download
+        self.tokenizer = english_tokenizer()
         self.cache = {}  # word -> ids
 
     def bpe(self, token):
@@ -130,8 +148,14 @@ class TextEncoder:
         return "\n</w>" if pieces == ["\n", " </w>"] else " ".join(pieces)
 
     def words(self, text):
-        """Return the lower-cased spaCy words of one text after repair and cleaning."""
-        return [word.text.lower() for word in self.nlp.tokenizer(text_standardize(ftfy.fix_text(text)))]
+        """Return the words of one text, see split_words."""
+        return split_words(self.tokenizer, text)
+
+    def word_ids(self, word):
+        """Return the ids of one word. Pieces outside the vocabulary get id 0, `<unk>`."""
+        if word not in self.cache:
+            self.cache[word] = [self.encoder.get(piece, 0) for piece in self.bpe(word).split(" ")]
+        return self.cache[word]
 
     def encode(self, texts, verbose=True):
         """Return one list of ids per text. Pieces outside the vocabulary get id 0, `<unk>`.
@@ -142,12 +166,7 @@ class TextEncoder:
         """
         encoded = []
         for text in tqdm(texts, desc="encode", unit="text", disable=not verbose, leave=False, ncols=80):
-            ids = []
-            for word in self.words(text):
-                if word not in self.cache:
-                    self.cache[word] = [self.encoder.get(piece, 0) for piece in self.bpe(word).split(" ")]
-                ids += self.cache[word]
-            encoded.append(ids)
+            encoded.append([i for word in self.words(text) for i in self.word_ids(word)])
         return encoded
 
     def decode(self, ids):
@@ -155,3 +174,77 @@ class TextEncoder:
         names = {i: piece for piece, i in self.encoder.items() if i not in self.decoder}
         text = "".join(self.decoder[i] if i in self.decoder else names.get(i, "<unk>") + "</w>" for i in ids)
         return text.replace("</w>", " ").strip()
+
+
+N_SENTINELS = 100
+SENTINEL = re.compile(r"<extra_id_(\d{1,2})>")
+RELEASED_SPIECE_SHA256 = "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
+SPIECE_FROM = ("copy spiece.model from a T5 folder of the Hugging Face Hub (python download_model.py), or make a "
+               "vocabulary of your own with pretrain_t5.py")
+
+
+class SentencePieceEncoder:
+    """T5's tokenizer: the pieces of a SentencePiece model, then 100 sentinels that count down.
+
+    With the released file of 32,000 pieces, `<extra_id_0>` is 32099 and `<extra_id_99>` is 32000.
+
+    Args:
+        path: the file, usually named spiece.model.
+    Attributes:
+        n_pieces: pieces in the file. n_tokens: with the sentinels; the model may have more rows than that.
+        is_released: whether the file is, byte for byte, that of the released T5 models.
+    Raises:
+        MissingInput, BadInput: absent, damaged, or without T5's pad 0, EOS 1 and unknown 2.
+    """
+
+    def __init__(self, path):
+        _require_file(path, SPIECE_FROM)
+        with open(path, "rb") as f:
+            data = f.read()
+        self.is_released = hashlib.sha256(data).hexdigest() == RELEASED_SPIECE_SHA256
+        try:
+            self.model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise BadInput(f"{path}: is no SentencePiece model ({len(data):,} bytes; {str(error)[:100]}); "
+                           f"{SPIECE_FROM}") from None
+        found = self.model.pad_id(), self.model.eos_id(), self.model.unk_id()
+        if found != (0, 1, 2):
+            raise BadInput(f"{path}: has pad, EOS, unknown = {found}, expected (0, 1, 2) as T5 has; {SPIECE_FROM}")
+        self.n_pieces = len(self.model)
+        self.n_tokens = self.n_pieces + N_SENTINELS
+
+    @classmethod
+    def from_folder(cls, folder):
+        """Return the encoder of spiece.model in a folder."""
+        return cls(os.path.join(folder, "spiece.model"))
+
+    def sentinel(self, number):
+        """Return the id of `<extra_id_number>`, number 0 to 99."""
+        return self.n_tokens - 1 - number
+
+    def encode(self, texts, verbose=True):
+        """Return one list of ids per text, without EOS. `<extra_id_0>` to `<extra_id_99>` become sentinels.
+
+        Args:
+            texts: list of strings.
+            verbose: show a progress bar.
+        """
+        encoded = []
+        for text in tqdm(texts, desc="encode", unit="text", disable=not verbose, leave=False, ncols=80):
+            parts = SENTINEL.split(text)  # text, number, text, number, ..., text
+            ids = self.model.encode(parts[0])
+            for number, part in zip(parts[1::2], parts[2::2], strict=True):
+                ids += [self.sentinel(int(number)), *self.model.encode(part)]
+            encoded.append(ids)
+        return encoded
+
+    def decode(self, ids):
+        """Return the text of a list of ids; padding and EOS vanish, sentinels stand by name between blanks."""
+        texts, pieces = [], []
+        for i in map(int, ids):
+            if self.n_pieces <= i < self.n_tokens:
+                texts += [self.model.decode(pieces), f"<extra_id_{self.n_tokens - 1 - i}>"]
+                pieces = []
+            else:
+                pieces.append(min(i, 2) if i >= self.n_tokens else i)  # rows past the sentinels mean nothing
+        return " ".join(filter(None, [*texts, self.model.decode(pieces)]))
