@@ -47,7 +47,7 @@ class Decoder:
         self.model, self.beams, self.length, self.position = model, beams, length, 0
         memory = model.encode(src, mask)
         self.memory = [block.keys_values(memory) for block in model.decoder.block]
-        self.memory_bias = None if mask is None else additive(mask.bool(), memory.dtype)
+        self.memory_bias = None if mask is None else additive(mask, memory.dtype)
         self.caches = [KeysValues(length * beams) for _ in model.decoder.block]
         self.bias = model.decoder.bias(1, length).repeat_interleave(beams, dim=-1)  # [1, h, 1, length*n]
         self.past = self.bias.new_full((len(src), 1, beams, length * beams), MASKED) if beams > 1 else None
@@ -70,7 +70,7 @@ class Decoder:
             bias = bias + self.past[..., :end]                                  # [b, h, n, end]
         x = model.embed_target(tokens)                                          # [b, n, d]
         for block, memory, cache in zip(model.decoder.block, self.memory, self.caches, strict=True):
-            x = block(x, bias, memory, self.memory_bias, cache)
+            x = block(x, bias, memory, self.memory_bias, cache=cache)
         self.position += 1
         return linear(model.before_logits(model.decoder.final_layer_norm(x)), model.logits_weight()).float()
 
@@ -84,6 +84,12 @@ def _decoding(model):
             yield model.eval()
     finally:
         model.train(training)
+
+
+def _require(name, value, fits, allowed):
+    """BadInput unless the argument fits."""
+    if not fits:
+        raise BadInput(f"{name} is {value}, expected {allowed}")
 
 
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
@@ -100,14 +106,12 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """
     if temperature == 0:
         return logits.argmax(-1)
-    ordered, ids = torch.sort(logits / temperature, dim=-1, descending=True)
-    probabilities = ordered.softmax(-1)                                         # [b, v]
+    v = logits.shape[-1]
+    logits, ids = (logits / temperature).topk(min(top_k or v, v))               # largest first
+    probabilities = logits.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    keep = before < top_p
-    keep[:, 0] = True
-    if top_k:
-        keep[:, top_k:] = False
-    return ids.gather(1, torch.multinomial(probabilities * keep, 1, generator=generator)).squeeze(1)
+    drawn = torch.multinomial(probabilities * (before < top_p), 1, generator=generator)  # [b, 1]
+    return ids.gather(1, drawn).squeeze(1)
 
 
 def generate(model, src, mask=None, max_length=None, temperature=0.0, top_k=0, top_p=1.0, generator=None):
@@ -125,7 +129,10 @@ def generate(model, src, mask=None, max_length=None, temperature=0.0, top_k=0, t
         BadInput: an argument out of range.
     """
     max_length = src.shape[1] if max_length is None else max_length
-    _require(max_length=max_length >= 1, temperature=temperature >= 0, top_k=top_k >= 0, top_p=0 < top_p <= 1)
+    _require("max_length", max_length, max_length >= 1, "at least 1")
+    _require("temperature", temperature, 0 <= temperature < math.inf, "0 or more")
+    _require("top_k", top_k, top_k >= 0, "0 (all) or more")
+    _require("top_p", top_p, 0 < top_p <= 1, "more than 0 and at most 1")
     with _decoding(model):
         decoder = Decoder(model, src, mask, max_length)
         token = src.new_full((len(src), 1), START, dtype=torch.int64)
@@ -139,13 +146,6 @@ def generate(model, src, mask=None, max_length=None, temperature=0.0, top_k=0, t
             if done.all():
                 break
     return torch.cat(ids, 1)
-
-
-def _require(**fits):
-    """BadInput naming the arguments that do not fit."""
-    bad = [name for name, good in fits.items() if not good]
-    if bad:
-        raise BadInput(f"{', '.join(bad)}: out of range; see the docstring for what is allowed")
 
 
 def beam_search(model, src, mask=None, max_length=None, beams=4, alpha=0.6):
@@ -170,7 +170,9 @@ def beam_search(model, src, mask=None, max_length=None, beams=4, alpha=0.6):
     b, device = len(src), src.device
     longest = src.shape[1] if mask is None else int(mask.sum(1).max())
     max_length = min(src.shape[1] if max_length is None else max_length, int(1.5 * longest + 10))
-    _require(max_length=max_length >= 1, beams=beams >= 1, alpha=alpha >= 0)
+    _require("max_length", max_length, max_length >= 1, "at least 1")
+    _require("beams", beams, beams >= 1, "at least 1")
+    _require("alpha", alpha, 0 <= alpha < math.inf, "0 or more")
     with _decoding(model):
         decoder = Decoder(model, src, mask, max_length, beams)
         alive = torch.zeros(b, beams, max_length, dtype=torch.int64, device=device)

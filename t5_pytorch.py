@@ -12,6 +12,7 @@ feed-forward, layers, block, stack, model, the released sizes, the loader. t5_de
 
 Letters in the shape comments:
     b sequences   s source positions   t target positions   j positions attended to
+    n positions that are not padding, of all sequences (see Packing); n stands for b, t where there is none
     d width of the model (dim)   h heads   k size of a head (dim_head)   f inner width   v vocabulary
 """
 
@@ -58,9 +59,9 @@ class Dense(nn.Module):
 def linear(x, weight):
     """F.linear, made faster for the few rows of a decoding step.
 
-    BLAS reads a float32 weight [out, in] several times faster for weight @ x.T than for x @ weight.T
-    when x has few rows, and a single row slower than two (measured on 2 CPU cores, in = 512: 1.8 to
-    2.8 times faster for 1 row, 3 to 4 times for 4, 1.2 to 1.4 times for 16 to 64).
+    Of a float32 weight with out >= in, BLAS computes weight @ x.T several times faster than
+    x @ weight.T while x has few rows, and two rows faster than one (measured on 2 CPU cores with
+    in = 512: 1.8 to 2.8 times for 1 row, 3 to 4 times for 4, about 2 times for 8).
 
     Args:
         x: [..., in]; weight: [out, in].
@@ -68,14 +69,14 @@ def linear(x, weight):
         [..., out].
     """
     rows = x.numel() // x.shape[-1]
-    if rows > 64 or torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu" \
-            or torch.is_autocast_enabled("cpu"):
+    if rows > 8 or weight.shape[0] < weight.shape[1] or torch.is_grad_enabled() or x.device.type != "cpu" \
+            or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight)
     flat = x.reshape(rows, -1)
     if rows == 1:
         flat = torch.cat([flat, flat])
-    y = torch.mm(weight, flat.t())[:, :rows].t()        # [out, in] x [in, rows] -> [rows, out]
-    return y.reshape(*x.shape[:-1], -1)
+    y = torch.mm(weight, flat.t())[:, :rows].t()                    # [out, in] x [in, rows] -> [rows, out]
+    return y.contiguous().view(*x.shape[:-1], -1)  # the fused attention asks for rows that lie together
 
 
 class RMSNorm(nn.Module):
@@ -90,23 +91,48 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.scale.shape, self.scale, 1e-6)
 
 
+class Packing:
+    """The positions that are not padding, as one list of n instead of a grid [b, t].
+
+    Everything but attention works on single positions and need not see the padding. What comes back
+    to the grid is exactly 0 where the padding is, as in the original, which multiplies by the mask.
+
+    Args:
+        mask: bool [b, t], True = keep.
+    """
+
+    def __init__(self, mask):
+        self.grid = mask.shape
+        self.index = mask.flatten().nonzero().squeeze(1)                        # [n]
+        self.sequence = self.index // mask.shape[1]                             # [n], which of the b
+
+    def pack(self, x):
+        """[b, t, d] -> [n, d]."""
+        return x.flatten(0, 1).index_select(0, self.index)
+
+    def unpack(self, x):
+        """[n, d] -> [b, t, d], 0 at padding."""
+        b, t = self.grid
+        return x.new_zeros(b * t, x.shape[-1]).index_copy(0, self.index, x).view(b, t, -1)
+
+
 class Dropout(nn.Module):
     """Dropout with one mask for all positions of a sequence, as the original draws it.
 
     The noise has no length dimension: what is dropped at one position is dropped at all of them.
     """
 
-    def __init__(self, p, along=1):
+    def __init__(self, p):
         super().__init__()
-        self.p, self.along = p, along
+        self.p = p
 
-    def forward(self, x):
-        """x: [b, ...] -> the same shape; axis `along` shares its noise."""
+    def forward(self, x, packing=None):
+        """x: [b, t, d], or [n, d] with its packing -> the same shape."""
         if not self.training or self.p == 0:
             return x
-        shape = list(x.shape)
-        shape[self.along] = 1
-        return x * F.dropout(x.new_ones(shape), self.p)
+        b = len(x) if packing is None else packing.grid[0]
+        noise = F.dropout(x.new_ones(b, x.shape[-1]), self.p)                   # [b, d]
+        return x * (noise[:, None] if packing is None else noise.index_select(0, packing.sequence))
 
 
 def relative_position_bucket(relative_position, bidirectional):
@@ -151,37 +177,41 @@ class Attention(nn.Module):
         self.k = Dense(dim, heads * dim_head, std=dim ** -0.5)
         self.v = Dense(dim, heads * dim_head, std=dim ** -0.5)
         self.o = Dense(heads * dim_head, dim, std=(heads * dim_head) ** -0.5)
-        self.dropout = Dropout(dropout, along=3)
+        self.dropout = dropout
         if relative_bias:
             self.relative_attention_bias = nn.Embedding(NUM_BUCKETS, heads)
             limit = (6 / (heads + NUM_BUCKETS)) ** 0.5  # glorot uniform
             nn.init.uniform_(self.relative_attention_bias.weight, -limit, limit)
 
-    def split_heads(self, x):
-        """[b, t, h*k] -> [b, h, t, k]."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def split_heads(self, x, packing=None):
+        """[b, t, h*k], or packed [n, h*k] -> [b, h, t, k]."""
+        if packing is not None:
+            x = packing.unpack(x)                                               # [n, h*k] -> [b, t, h*k]
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)                # -> [b, t, h, k] -> [b, h, t, k]
 
-    def keys_values(self, memory):
-        """[b, j, d] -> keys and values, each [b, h, j, k]."""
-        return self.split_heads(self.k(memory)), self.split_heads(self.v(memory))
+    def keys_values(self, memory, packing=None):
+        """[b, j, d], or packed [n, d] -> keys and values, each [b, h, j, k]."""
+        return self.split_heads(self.k(memory), packing), self.split_heads(self.v(memory), packing)
 
-    def forward(self, x, k, v, bias=None):
+    def forward(self, x, k, v, bias=None, packing=None):
         """Attend from x to k and v.
 
         Args:
-            x: [b, t, d]; k, v: [b, h, j, k].
+            x: [b, t, d], or [n, d] with its packing; k, v: [b, h, j, k].
             bias: added to the scores, broadcastable to [b, h, t, j].
         Returns:
-            [b, t, d].
+            The shape of x.
         """
-        q = self.split_heads(self.q(x))
-        # The original drops attention weights with one mask [b, h, 1, j] for all queries. The sum
-        # over j of weight * mask * value is the same when the mask multiplies the values instead.
-        v = self.dropout(v)
+        q = self.split_heads(self.q(x), packing)
+        if self.training and self.dropout:
+            # The original drops attention weights with one mask [b, h, 1, j] for all queries. The sum
+            # over j of weight * mask * value is the same when the mask multiplies the values instead.
+            v = v * F.dropout(v.new_ones(*v.shape[:3], 1), self.dropout)
         if bias is not None:
             bias = bias.to(q.dtype)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)  # [b, h, t, k]
-        return self.o(a.transpose(1, 2).flatten(2))                             # -> [b, t, h*k] -> [b, t, d]
+        a = a.transpose(1, 2).flatten(2)                                        # -> [b, t, h, k] -> [b, t, h*k]
+        return self.o(a if packing is None else packing.pack(a))
 
 
 def relative_bias(table, queries, length, bidirectional):
@@ -212,13 +242,13 @@ class DenseReluDense(nn.Module):
         self.wo = Dense(d_ff, dim, std=d_ff ** -0.5, truncated=True)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x):
-        """[b, t, d] -> [b, t, d]."""
+    def forward(self, x, packing=None):
+        """x: [b, t, d], or [n, d] with its packing -> the same shape."""
         if self.gated:
-            hidden = F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x)    # [b, t, f]
+            hidden = F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x)    # [..., d] -> [..., f]
         else:
             hidden = F.relu(self.wi(x))
-        return self.wo(self.dropout(hidden))
+        return self.wo(self.dropout(hidden, packing))
 
 
 class SelfAttentionLayer(nn.Module):
@@ -230,13 +260,16 @@ class SelfAttentionLayer(nn.Module):
         self.SelfAttention = Attention(dim, heads, dim_head, dropout, relative_bias)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x, bias, cache=None):
-        """x: [b, t, d]; bias: as Attention's; cache: KeysValues of earlier positions -> [b, t, d]."""
+    def forward(self, x, bias, packing=None, cache=None):
+        """x: [b, t, d], or [n, d] with its packing -> the same shape; bias: as Attention's.
+
+        With a cache (see t5_decoding.KeysValues), x is the newest position and sees the earlier ones too.
+        """
         y = self.layer_norm(x)
-        k, v = self.SelfAttention.keys_values(y)
+        k, v = self.SelfAttention.keys_values(y, packing)
         if cache is not None:
             k, v = cache.extend(k, v)
-        return x + self.dropout(self.SelfAttention(y, k, v, bias))
+        return x + self.dropout(self.SelfAttention(y, k, v, bias, packing), packing)
 
 
 class CrossAttentionLayer(nn.Module):
@@ -248,9 +281,9 @@ class CrossAttentionLayer(nn.Module):
         self.EncDecAttention = Attention(dim, heads, dim_head, dropout)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x, keys_values, bias):
-        """x: [b, t, d]; keys_values: two of [b, h, s, k]; bias: [b, 1, 1, s] or None -> [b, t, d]."""
-        return x + self.dropout(self.EncDecAttention(self.layer_norm(x), *keys_values, bias))
+    def forward(self, x, k, v, bias, packing=None):
+        """x: [b, t, d], or [n, d] with its packing -> the same shape; k, v: [b, h, s, k]; bias: [b, 1, 1, s]."""
+        return x + self.dropout(self.EncDecAttention(self.layer_norm(x), k, v, bias, packing), packing)
 
 
 class FeedForwardLayer(nn.Module):
@@ -262,9 +295,9 @@ class FeedForwardLayer(nn.Module):
         self.DenseReluDense = DenseReluDense(dim, d_ff, dropout, kind)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x):
-        """[b, t, d] -> [b, t, d]."""
-        return x + self.dropout(self.DenseReluDense(self.layer_norm(x)))
+    def forward(self, x, packing=None):
+        """x: [b, t, d], or [n, d] with its packing -> the same shape."""
+        return x + self.dropout(self.DenseReluDense(self.layer_norm(x), packing), packing)
 
 
 class Block(nn.Module):
@@ -277,16 +310,16 @@ class Block(nn.Module):
             self.layer.append(CrossAttentionLayer(dim, heads, dim_head, dropout))
         self.layer.append(FeedForwardLayer(dim, d_ff, dropout, kind))
 
-    def keys_values(self, memory):
-        """Keys and values of the encoder's output: [b, s, d] -> two of [b, h, s, k]."""
-        return self.layer[1].EncDecAttention.keys_values(memory)
+    def keys_values(self, memory, packing=None):
+        """Keys and values of the encoder's output: [b, s, d], or packed [n, d] -> two of [b, h, s, k]."""
+        return self.layer[1].EncDecAttention.keys_values(memory, packing)
 
-    def forward(self, x, bias, memory=None, memory_bias=None, cache=None):
-        """x: [b, t, d] -> [b, t, d]; memory: what keys_values returned, in a decoder."""
-        x = self.layer[0](x, bias, cache)
+    def forward(self, x, bias, memory=None, memory_bias=None, packing=None, cache=None):
+        """x: [b, t, d], or [n, d] with its packing -> the same shape; memory: of keys_values, in a decoder."""
+        x = self.layer[0](x, bias, packing, cache)
         if memory is not None:
-            x = self.layer[1](x, memory, memory_bias)
-        return self.layer[-1](x)
+            x = self.layer[1](x, *memory, memory_bias, packing)
+        return self.layer[-1](x, packing)
 
 
 class Stack(nn.Module):
@@ -311,27 +344,38 @@ class Stack(nn.Module):
 
         Args:
             x: [b, t, d], embedded tokens.
-            mask: bool [b, t], True = keep; None keeps all.
+            mask: bool [b, t] (or 0 and 1), True = keep; None keeps all.
             memory: [b, s, d], the encoder's output, in a decoder; memory_mask: bool [b, s].
         Returns:
             [b, t, d], exactly 0 where mask is False.
+        Raises:
+            BadInput: the mask has another shape.
         """
+        if mask is not None and mask.shape != x.shape[:2]:
+            raise BadInput(f"a mask of the {'target' if self.is_decoder else 'source'} has the shape "
+                           f"{list(mask.shape)}, expected [batch, length] = {list(x.shape[:2])}")
+        packing = memory_packing = memory_bias = None
         bias = self.bias(x.shape[1], x.shape[1])                                # [1, h, t, t]
         if self.is_decoder:
             bias = bias + bias.new_full(bias.shape[2:], MASKED).triu(1)
         if mask is not None:
-            bias = bias + additive(mask, bias.dtype)                            # -> [b, h, t, t]
-        memory_bias = None if memory_mask is None else additive(memory_mask, x.dtype)
-        x = self.dropout(x)
+            packing, bias = Packing(mask), bias + additive(mask, bias.dtype)    # -> [b, h, t, t]
+            x = packing.pack(x)
+        if memory_mask is not None:
+            memory_packing, memory_bias = Packing(memory_mask), additive(memory_mask, x.dtype)
+            memory = memory_packing.pack(memory)
+        x = self.dropout(x, packing)
         for block in self.block:
-            x = block(x, bias, block.keys_values(memory) if self.is_decoder else None, memory_bias)
-        x = self.dropout(self.final_layer_norm(x))
-        return x if mask is None else x * mask[..., None]
+            keys_values = block.keys_values(memory, memory_packing) if self.is_decoder else None
+            x = block(x, bias, keys_values, memory_bias, packing)
+        x = self.dropout(self.final_layer_norm(x), packing)
+        return x if packing is None else packing.unpack(x)
 
 
 def additive(mask, dtype):
     """bool [b, j], True = keep -> [b, 1, 1, j], 0 or -1e9, to be added to scores."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, MASKED)[:, None, None]
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill_(~mask.bool(), MASKED)[:, None, None]
 
 
 class T5(nn.Module):
@@ -420,15 +464,13 @@ class T5(nn.Module):
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         if torch.float16 in (autocast, self.logits_weight().dtype):
             raise BadInput("T5 overflows in float16 (largest number 65504); use bfloat16 or float32")
-        return self.encoder(self.embed_source(src), _checked_mask(mask, src, "mask"))
+        return self.encoder(self.embed_source(src), mask)
 
     def hidden_states(self, src, tgt, mask=None, tgt_mask=None):
         """As forward, but stop before the product with logits_weight(): [b, t, d].
 
         A loss can then avoid the [b, t, v] logits; see loss.linear_cross_entropy.
         """
-        mask = _checked_mask(mask, src, "mask")
-        tgt_mask = _checked_mask(tgt_mask, tgt, "tgt_mask")
         memory = self.encode(src, mask)
         return self.before_logits(self.decoder(self.embed_target(tgt), tgt_mask, memory, mask))
 
@@ -446,15 +488,6 @@ class T5(nn.Module):
             BadInput: see encode.
         """
         return F.linear(self.hidden_states(src, tgt, mask, tgt_mask), self.logits_weight())
-
-
-def _checked_mask(mask, ids, name):
-    """The mask as bool, or None; BadInput unless its shape is that of ids."""
-    if mask is None:
-        return None
-    if mask.shape != ids.shape:
-        raise BadInput(f"{name} has the shape {list(mask.shape)}, expected [batch, length] = {list(ids.shape)}")
-    return mask.bool()
 
 
 def shift_right(targets):
@@ -529,8 +562,10 @@ def load_t5_pretrained_model(model, path, fresh=()):
         MissingInput: nothing at path.
         BadInput: damaged, or not the checkpoint of this model; the model is untouched.
     """
-    if path.endswith(".safetensors") or glob.glob(os.path.join(glob.escape(path), "model*.safetensors")):
-        tensors = _read_hub(path, tied=model.tie_logits)
+    path = os.fspath(path)
+    files = _hub_files(path)
+    if files:
+        tensors = _read_hub(files, tied=model.tie_logits)
         names = {name: checkpoint_names(name)[1] for name, _ in model.named_parameters()}
     else:
         tensors = tf_checkpoint.read_checkpoint(path)
@@ -557,10 +592,17 @@ def load_t5_pretrained_model(model, path, fresh=()):
     return {"loaded": loaded, "fresh": [name for name in parameters if name not in loaded]}
 
 
-def _read_hub(path, tied):
+def _hub_files(path):
+    """The .safetensors files at path: itself, or a folder's model.safetensors, or its parts."""
+    if path.endswith(".safetensors"):
+        return [path]
+    whole = os.path.join(path, "model.safetensors")
+    return [whole] if os.path.isfile(whole) else \
+        sorted(glob.glob(os.path.join(glob.escape(path), "model-*-of-*.safetensors")))
+
+
+def _read_hub(files, tied):
     """Read {name: tensor} of the Hub's layout, without the copies and leftovers some files contain."""
-    files = [path] if path.endswith(".safetensors") else \
-        sorted(glob.glob(os.path.join(glob.escape(path), "model*.safetensors")))
     tensors = {}
     for file in files:
         if not os.path.isfile(file):
