@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from utils import BadInput, select_device
+from utils import BadInput, Stopped, select_device
 
 
 class World:
@@ -26,9 +26,18 @@ class World:
         self.is_first = rank == 0
 
     def sum(self, tensor):
-        """Return `tensor` summed over all processes, in place."""
+        """Return `tensor` summed over all processes, in place.
+
+        Raises:
+            Stopped: another process has died.
+        """
         if self.size > 1:
-            dist.all_reduce(tensor)
+            try:
+                dist.all_reduce(tensor)
+            except RuntimeError as error:
+                raise Stopped(f"process {self.rank} of {self.size} stops, as another one has ended "
+                              f"({str(error).splitlines()[0][:100]}); continue from the last checkpoint with --resume, "
+                              "on any number of processes") from None
         return tensor
 
     def sum_gradients(self, parameters):

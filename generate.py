@@ -1,0 +1,219 @@
+"""Continue text with GPT, or turn text into text with T5; or measure GPT's perplexity on a file.
+
+    python generate.py --prompt "She opened the door and"            GPT from model/, 40 tokens
+    python generate.py --model gpt --temperature 0.8 --top_p 0.9     asks for prompts until end of input
+    python generate.py --perplexity FILE                             perplexity per token of a text file
+    python generate.py --model t5 --model_dir DIR --beams 4 --prompt "translate English to German: I am here."
+
+Keys and values of past positions are cached. GPT's position rows are never sampled, and have no part in the
+perplexity. A text longer than the context is continued from its second half (with one notice).
+"""
+
+import math
+import os
+import sys
+
+import torch
+from tqdm import tqdm
+
+import training
+from loss import linear_cross_entropy
+from model_pytorch import ACT_FNS, Cache, LMModel, dotdict, load_openai_pretrained_model
+from released_weights import read_pretrained
+from t5_decoding import beam_search, sample
+from t5_decoding import generate as generate_t5
+from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config
+from text_utils import SentencePieceEncoder, TextEncoder
+from utils import BadInput, MissingInput, OneLineParser, require_ranges, run_script, select_device, warn
+
+
+def parse_args(argv):
+    """Return the options; see --help."""
+    p = OneLineParser(prog="generate.py", description="Generate text with GPT or T5.")
+    p.add_argument("--model", choices=("gpt", "t5"), default="gpt", help="which of the two")
+    p.add_argument("--model_dir", default="model/", help="folder with weights and vocabulary")
+    p.add_argument("--prompt", help="the text to start from; without it, prompts are read from standard input")
+    p.add_argument("--n_tokens", type=int, default=40, help="tokens to generate (T5: at most)")
+    p.add_argument("--n_samples", type=int, default=1, help="continuations of each prompt")
+    p.add_argument("--temperature", type=float, default=0.0, help="0: always the most probable token")
+    p.add_argument("--top_k", type=int, default=0, help="draw from the k most probable tokens only; 0: from all")
+    p.add_argument("--top_p", type=float, default=1.0, help="draw from the most probable tokens of this joint probability")
+    p.add_argument("--beams", type=int, default=1, help="beam search with so many beams (T5)")
+    p.add_argument("--alpha", type=float, default=0.6, help="exponent of the beam search's length penalty")
+    p.add_argument("--seed", type=int, default=42, help="fixes the draws")
+    p.add_argument("--perplexity", metavar="FILE", help="print the perplexity of this text file instead (GPT)")
+    p.add_argument("--n_head", type=int, default=12, help="attention heads, which GPT's files do not tell")
+    p.add_argument("--afn", choices=tuple(ACT_FNS), default="gelu", help="GPT's activation function")
+    p.add_argument("--size", choices=tuple(T5_CONFIGS), help="T5's size (default: what config.json in model_dir says)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
+    p.add_argument("--precision", choices=training.PRECISIONS, default="fp32", help="bf16: matrix products in bfloat16")
+    return p.parse_args(argv)
+
+
+def check_args(args):
+    """Raise BadInput for options out of range or that do not go together."""
+    require_ranges(args, {"n_tokens": (1, None), "n_samples": (1, None), "temperature": (0, None), "top_k": (0, None),
+                          "top_p": (1e-9, 1), "beams": (1, None), "alpha": (0, None), "n_head": (1, None),
+                          "seed": (0, 2 ** 63)})
+    if args.beams > 1 and (args.model != "t5" or args.temperature > 0):
+        raise BadInput("--beams goes with --model t5 and --temperature 0")
+    if args.n_samples > 1 and args.temperature == 0:
+        raise BadInput("--n_samples above 1 would print the same text again: give a --temperature above 0")
+    if args.perplexity is not None and args.model != "gpt":
+        raise BadInput("--perplexity goes with --model gpt")
+
+
+def load_gpt(model_dir, n_head, afn, device):
+    """Return (LMModel in eval mode with all released positions, TextEncoder) of a folder in the released format.
+
+    Raises:
+        MissingInput, BadInput: see load_openai_pretrained_model; or vocabulary and weights do not belong together.
+    """
+    weights = read_pretrained(model_dir)
+    (n_ctx, n_embd), n_vocab = weights["positions"].shape, len(weights["tokens"])
+    n_layer = sum(name.endswith("ln_1.g") for name in weights)
+    if n_embd % n_head:
+        raise BadInput(f"--n_head is {n_head}, which does not divide the width {n_embd} of the weights in {model_dir}")
+    encoder = TextEncoder(os.path.join(model_dir, "encoder_bpe_40000.json"), os.path.join(model_dir, "vocab_40000.bpe"))
+    if len(encoder.encoder) != n_vocab:
+        raise BadInput(f"{model_dir}: the vocabulary has {len(encoder.encoder)} pieces, the weights {n_vocab} tokens; "
+                       "the two do not belong together")
+    cfg = dotdict(n_embd=n_embd, n_head=n_head, n_layer=n_layer, afn=afn, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)
+    model = LMModel(cfg, vocab=n_vocab + n_ctx, n_ctx=n_ctx)
+    load_openai_pretrained_model(model, n_transfer=n_layer, n_embd=n_embd, path=model_dir, verbose=False)
+    return model.to(device).eval(), encoder
+
+
+def with_positions(ids, first, n_vocab):
+    """int [b, t] -> int [b, t, 2]: the ids with positions first, first + 1, ..., whose rows start at n_vocab."""
+    positions = n_vocab + first + torch.arange(ids.size(1), device=ids.device)
+    return torch.stack([ids, positions.expand_as(ids)], -1)
+
+
+@torch.inference_mode()
+def generate_gpt(model, ids, n_tokens, temperature=0.0, top_k=0, top_p=1.0, generator=None, cached=True):
+    """Continue each row of ids by n_tokens.
+
+    Args:
+        model: an LMModel in eval mode. ids: int64 [b, t], t at least 1.
+        temperature, top_k, top_p, generator: see t5_decoding.sample.
+        cached: False recomputes the past at every token: the plain path, for comparison.
+    Returns:
+        int64 [b, n_tokens], the new tokens. They are never position rows.
+    """
+    n_ctx = model.transformer.n_ctx
+    n_vocab = model.transformer.n_vocab - n_ctx
+    words = model.transformer.embed.weight[:n_vocab]
+    start, cache, noticed = max(ids.size(1) - n_ctx, 0), Cache(n_ctx), False
+    start = ids.size(1) - n_ctx // 2 if start else 0
+    for _ in range(n_tokens):
+        if ids.size(1) - start > n_ctx:      # the window is full: go on from its second half
+            start, cache = ids.size(1) - n_ctx // 2, Cache(n_ctx)
+        if start and not noticed:
+            warn(f"the text is longer than the context of {n_ctx} tokens; it is continued from its last {n_ctx // 2}")
+            noticed = True
+        if cached:
+            new = ids[:, start + cache.length:]
+            h = model.transformer(with_positions(new, cache.length, n_vocab), cache=cache)
+        else:
+            h = model.transformer(with_positions(ids[:, start:], 0, n_vocab))
+        logits = h[:, -1] @ words.T          # [b, d] x [d, n_vocab] -> [b, n_vocab]
+        token = sample(logits.float(), temperature, top_k, top_p, generator)
+        ids = torch.cat([ids, token[:, None]], 1)
+    return ids[:, -n_tokens:]
+
+
+@torch.inference_mode()
+def perplexity(model, ids):
+    """Return exp of the mean loss of ids[1:], read in windows of n_ctx tokens that overlap by one.
+
+    Args:
+        model: an LMModel in eval mode. ids: list of at least 2 ids.
+    """
+    n_ctx = model.transformer.n_ctx
+    n_vocab = model.transformer.n_vocab - n_ctx
+    words = model.transformer.embed.weight[:n_vocab]
+    device, total = words.device, 0.0
+    for start in tqdm(range(0, len(ids) - 1, n_ctx - 1), unit="window", leave=False, ncols=80):
+        window = torch.tensor([ids[start:start + n_ctx]], device=device)                    # [1, t]
+        h = model.transformer(with_positions(window, 0, n_vocab))[0, :-1]                   # [t - 1, d]
+        total += linear_cross_entropy(h, words, window[0, 1:], torch.ones(len(h), device=device)).item()
+    return math.exp(total / (len(ids) - 1))
+
+
+def print_perplexity(args, model, encoder):
+    """Print tokens and perplexity of the file --perplexity."""
+    if not os.path.isfile(args.perplexity):
+        raise MissingInput(f"{args.perplexity}: not found; --perplexity expects a text file in UTF-8")
+    try:
+        with open(args.perplexity, encoding="utf-8-sig") as f:
+            lines = [line for line in f.read().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{args.perplexity}: is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    ids = [i for line in encoder.encode(lines) for i in line]
+    if len(ids) < 2:
+        raise BadInput(f"{args.perplexity}: has {len(ids)} tokens, at least 2 are needed")
+    with training.autocast(model.transformer.embed.weight.device, args.precision):
+        print(f"{len(ids)} tokens, perplexity {perplexity(model, ids):.2f} per token")
+
+
+def prompts(args):
+    """Yield --prompt, or lines from standard input until its end."""
+    if args.prompt is not None:
+        yield args.prompt
+        return
+    while True:
+        try:
+            yield input("prompt> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+
+
+def continue_prompt(args, model, encoder, prompt, generator):
+    """Return the list of texts that GPT makes of one prompt."""
+    ids = encoder.encode([prompt], verbose=False)[0]
+    if not ids:
+        raise BadInput("the prompt is empty: GPT needs at least one word to start from")
+    device = model.transformer.embed.weight.device
+    rows = torch.tensor([ids] * args.n_samples, device=device)
+    new = generate_gpt(model, rows, args.n_tokens, args.temperature, args.top_k, args.top_p, generator)
+    return [encoder.decode([*ids, *row]) for row in new.tolist()]
+
+
+def answer_prompt(args, model, encoder, prompt, generator):
+    """Return the list of texts that T5 makes of one prompt."""
+    device = model.logits_weight().device
+    src = torch.tensor([[*encoder.encode([prompt], verbose=False)[0], EOS]] * args.n_samples, device=device)
+    if args.beams > 1:
+        rows = beam_search(model, src, src != PAD, args.n_tokens, args.beams, args.alpha)
+    else:
+        rows = generate_t5(model, src, src != PAD, args.n_tokens, args.temperature, args.top_k, args.top_p, generator)
+    return [encoder.decode([i for i in row if i not in (PAD, EOS)]) for row in rows.tolist()]
+
+
+def main(argv=None):
+    """Run what the options ask for; see the top of this file."""
+    args = parse_args(argv)
+    check_args(args)
+    device = select_device(args.device)
+    if args.model == "gpt":
+        model, encoder = load_gpt(args.model_dir, args.n_head, args.afn, device)
+        respond = continue_prompt
+    else:
+        encoder = SentencePieceEncoder.from_folder(args.model_dir)
+        model = T5(**(dict(T5_CONFIGS[args.size]) if args.size else read_t5_config(args.model_dir)))
+        load_t5_pretrained_model(model, args.model_dir)
+        model.to(device).eval()
+        respond = answer_prompt
+    if args.perplexity is not None:
+        print_perplexity(args, model, encoder)
+        return
+    generator = torch.Generator(device).manual_seed(args.seed)
+    for prompt in prompts(args):
+        with training.autocast(device, args.precision):
+            for text in respond(args, model, encoder, prompt, generator):
+                print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
