@@ -17,6 +17,7 @@ Letters in the shape comments:
 """
 
 import glob
+import json
 import math
 import os
 import re
@@ -24,10 +25,10 @@ import re
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import tf_checkpoint
-from utils import BadInput, MissingInput
+from utils import BadInput, MissingInput, write_atomically
 
 PAD, EOS, START = 0, 1, 0
 NUM_BUCKETS, MAX_DISTANCE = 32, 128
@@ -619,3 +620,70 @@ def _read_hub(files, tied):
     # An early conversion of version 1.0 kept a bias table that cross-attention never had a use for.
     tensors.pop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", None)
     return tensors
+
+
+def read_t5_config(path):
+    """Return the constructor arguments of T5 that config.json in a folder of the Hub's layout describes.
+
+    Raises:
+        MissingInput, BadInput: absent, or not the configuration of a T5.
+    """
+    file = os.path.join(path, "config.json")
+    if not os.path.isfile(file):
+        raise MissingInput(f"{file}: not found; copy it from the model's folder on the Hugging Face Hub")
+    try:
+        with open(file, encoding="utf-8") as f:
+            config = json.load(f)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{file}: is not JSON in UTF-8 ({str(error)[:100]}); download it again") from None
+    # what older configurations leave out
+    config = {"feed_forward_proj": "relu", "tie_word_embeddings": True, "dropout_rate": 0.1, **config} \
+        if isinstance(config, dict) else {}
+    config.setdefault("num_decoder_layers", config.get("num_layers"))
+    sizes = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "num_decoder_layers", "vocab_size")
+    wrong = [name for name in sizes if type(config.get(name)) is not int or not 0 < config[name] < 1 << 24]
+    wrong += ["feed_forward_proj"] * (config.get("feed_forward_proj") not in FEED_FORWARD_KINDS)
+    wrong += ["tie_word_embeddings"] * (type(config.get("tie_word_embeddings")) is not bool)
+    rate = config.get("dropout_rate")
+    wrong += ["dropout_rate"] * (type(rate) not in (int, float) or not 0 <= rate < 1)
+    if wrong:
+        raise BadInput(f"{file}: {wrong[0]} is {config.get(wrong[0])!r}; expected the configuration of a T5")
+    both = {"num_tokens": config["vocab_size"], "heads": config["num_heads"], "dim_head": config["d_kv"]}
+    return dict(dim=config["d_model"], d_ff=config["d_ff"], dropout=config["dropout_rate"],
+                feed_forward=config["feed_forward_proj"], tie_logits=config["tie_word_embeddings"],
+                enc_depth=config["num_layers"], dec_depth=config["num_decoder_layers"],
+                **{f"{side}_{name}": value for side in ("enc", "dec") for name, value in both.items()})
+
+
+def export_t5_model(model, path):
+    """Write a T5 to the folder `path` in the Hub's layout: config.json and model.safetensors.
+
+    load_t5_pretrained_model and transformers' T5ForConditionalGeneration read it.
+
+    Raises:
+        BadInput: source and target differ in embedding, heads or inner width, which the layout cannot say; or the
+            folder cannot be written.
+    """
+    def sizes(stack):
+        layers = stack.block[0].layer
+        attention = layers[0].SelfAttention
+        return {"num_heads": attention.heads, "d_kv": attention.q.weight.shape[0] // attention.heads,
+                "d_ff": layers[-1].DenseReluDense.wo.weight.shape[1]}
+
+    if not model.tie_token_emb or sizes(model.encoder) != sizes(model.decoder):
+        raise BadInput("the Hub's layout knows one embedding, and two stacks of the same heads and inner width; "
+                       "this T5 differs")
+    gated = model.encoder.block[0].layer[-1].DenseReluDense.gated
+    config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True,
+              "vocab_size": len(model.shared.weight), "d_model": model.dim, **sizes(model.encoder),
+              "num_layers": len(model.encoder.block), "num_decoder_layers": len(model.decoder.block),
+              "feed_forward_proj": "gated-gelu" if gated else "relu", "tie_word_embeddings": model.tie_logits,
+              "dropout_rate": model.encoder.dropout.p, "layer_norm_epsilon": 1e-6,
+              "relative_attention_num_buckets": NUM_BUCKETS, "relative_attention_max_distance": MAX_DISTANCE,
+              "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": START}
+    with write_atomically(os.path.join(path, "config.json")) as temporary, open(temporary, "w") as f:
+        json.dump(config, f, indent=2)
+    tensors = {checkpoint_names(name)[1]: parameter.detach().contiguous()
+               for name, parameter in model.named_parameters()}
+    with write_atomically(os.path.join(path, "model.safetensors")) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
