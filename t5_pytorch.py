@@ -73,11 +73,11 @@ def linear(x, weight):
     if rows > 8 or weight.shape[0] < weight.shape[1] or torch.is_grad_enabled() or x.device.type != "cpu" \
             or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight)
-    flat = x.reshape(rows, -1)
+    flat = x.reshape(rows, x.shape[-1])
     if rows == 1:
         flat = torch.cat([flat, flat])
     y = torch.mm(weight, flat.t())[:, :rows].t()                    # [out, in] x [in, rows] -> [rows, out]
-    return y.contiguous().view(*x.shape[:-1], -1)  # the fused attention asks for rows that lie together
+    return y.contiguous().view(*x.shape[:-1], len(weight))  # the fused attention asks for rows that lie together
 
 
 class RMSNorm(nn.Module):
@@ -569,24 +569,26 @@ def load_t5_pretrained_model(model, path, fresh=()):
         tensors = _read_hub(files, tied=model.tie_logits)
         names = {name: checkpoint_names(name)[1] for name, _ in model.named_parameters()}
     else:
-        tensors = tf_checkpoint.read_checkpoint(path)
+        try:
+            tensors = tf_checkpoint.read_checkpoint(path)
+        except MissingInput as error:
+            raise MissingInput(f"{error}; or give a folder with the Hub's model.safetensors") from None
         rms_norm = any("rms_norm/" in name for name in tensors)
         names = {name: checkpoint_names(name, rms_norm)[0] for name, _ in model.named_parameters()}
-        for name, tensor in tensors.items():
-            if tensor.dim() == 2 and not name.endswith("embedding"):
-                tensors[name] = tensor.t()                                      # [in, out] -> [out, in]
+        tensors = {name: tensor if tensor.dim() < 2 or name.endswith("embedding") else tensor.t()  # [in, out]
+                   for name, tensor in tensors.items()}
     parameters = dict(model.named_parameters())
     loaded = [name for name in parameters if names[name] in tensors or name not in fresh]
-    wanted = {names[name] for name in loaded}
-    problems = [f"{what} {names_[0]} (and {len(names_) - 1} more)" for what, names_ in (
-        ("lacks", sorted(wanted - tensors.keys())), ("has the unexpected", sorted(tensors.keys() - wanted)))
-        if names_]
-    problems += [f"{names[name]} has the shape {list(tensors[names[name]].shape)} where the model's is "
-                 f"{list(parameters[name].shape)}" for name in loaded
-                 if names[name] in tensors and tensors[names[name]].shape != parameters[name].shape][:1]
+    lacking = [names[name] for name in loaded if names[name] not in tensors]
+    foreign = sorted(tensors.keys() - set(names.values()))
+    misfits = [f"{names[name]} {list(tensors[names[name]].shape)} instead of {list(parameters[name].shape)}"
+               for name in loaded
+               if names[name] in tensors and tensors[names[name]].shape != parameters[name].shape]
+    problems = [f"{what} {len(found)}, such as {found[0]}" for what, found in (
+        ("variables lacking:", lacking), ("unknown:", foreign), ("of another shape:", misfits)) if found]
     if problems:
-        raise BadInput(f"{path}: is not a checkpoint of this model: {'; '.join(problems)}; build the T5 with the "
-                       "entry of T5_CONFIGS that the checkpoint was made with")
+        raise BadInput(f"{path}: is not a checkpoint of this model ({'; '.join(problems)}); build the T5 with "
+                       "the entry of T5_CONFIGS that the checkpoint was made with")
     with torch.no_grad():
         for name in loaded:
             parameters[name].copy_(tensors[names[name]])
@@ -598,8 +600,13 @@ def _hub_files(path):
     if path.endswith(".safetensors"):
         return [path]
     whole = os.path.join(path, "model.safetensors")
-    return [whole] if os.path.isfile(whole) else \
-        sorted(glob.glob(os.path.join(glob.escape(path), "model-*-of-*.safetensors")))
+    if os.path.isfile(whole):
+        return [whole]
+    parts = sorted(glob.glob(os.path.join(glob.escape(path), "model-*-of-*.safetensors")))
+    if parts and len(parts) != int(re.search(r"(\d+)\.safetensors$", parts[0])[1]):
+        raise MissingInput(f"{path}: has {len(parts)} of the parts that {os.path.basename(parts[0])} belongs to; "
+                           "download the others too")
+    return parts
 
 
 def _read_hub(files, tied):

@@ -1,0 +1,245 @@
+"""t5_decoding against Mesh TensorFlow's output, and cached against uncached decoding."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import t5_decoding
+from t5_decoding import Decoder, beam_search, generate, sample
+from t5_pytorch import EOS, START, T5, load_t5_pretrained_model
+from utils import BadInput
+
+VERSIONS = {"t5_v1_0": {}, "t5_v1_1": dict(feed_forward="gated-gelu", tie_logits=False)}
+GOLDEN_SIZE = dict(dim=32, enc_num_tokens=96, enc_depth=2, enc_heads=4, enc_dim_head=8,
+                   dec_num_tokens=96, dec_depth=2, dec_heads=4, dec_dim_head=8, d_ff=64)
+
+
+def odd_model(version, **changes):
+    torch.manual_seed(0)
+    return T5(**{**dict(dim=20, enc_num_tokens=53, enc_depth=2, enc_heads=3, enc_dim_head=7, dec_num_tokens=53,
+                        dec_depth=2, dec_heads=3, dec_dim_head=7, d_ff=29), **VERSIONS[version], **changes})
+
+
+def odd_sources():
+    src = torch.randint(2, 53, (3, 11), generator=torch.Generator().manual_seed(1))
+    src[1, 8:] = src[2, 5:] = 0
+    return src
+
+
+class Uncached:
+    """Stands in for Decoder: keeps every beam's tokens and runs the whole model for each step."""
+
+    def __init__(self, model, src, mask, length, beams=1):
+        self.model, self.beams = model, beams
+        self.src = src.repeat_interleave(beams, 0)
+        self.mask = None if mask is None else mask.repeat_interleave(beams, 0)
+        self.tokens = torch.empty(len(src), beams, 0, dtype=torch.int64)
+
+    def step(self, tokens, parents=None):
+        if parents is not None:
+            self.tokens = self.tokens.gather(1, parents[..., None].expand_as(self.tokens))
+        self.tokens = torch.cat([self.tokens, tokens[..., None]], -1)
+        logits = self.model(self.src, self.tokens.flatten(0, 1), self.mask)[:, -1]
+        return logits.unflatten(0, (-1, self.beams)).float()
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request):
+    return request.param
+
+
+def test_greedy_and_beam_search_are_the_originals(golden, version):
+    model = T5(**GOLDEN_SIZE, **VERSIONS[version])
+    load_t5_pretrained_model(model, str(golden / "t5" / version / "checkpoint"))
+    with np.load(golden / "t5" / version / "golden.npz") as file:
+        src = torch.from_numpy(file["inputs"]).long()
+        greedy, beam4 = (torch.from_numpy(file[f"decode_{kind}"]).long() for kind in ("greedy", "beam4"))
+    ended = (greedy == EOS).cumsum(1) - (greedy == EOS).long() > 0  # the original goes on after a row's EOS
+    assert torch.equal(generate(model, src, src != 0, max_length=24), greedy.masked_fill(ended, 0))
+    ids = beam_search(model, src, src != 0, max_length=24, beams=4, alpha=0.6)
+    assert torch.equal(torch.nn.functional.pad(ids, (0, 24 - ids.shape[1])), beam4)
+
+
+def test_cached_logits_are_the_uncached(version):
+    model, src = odd_model(version).eval(), odd_sources()
+    tgt = torch.randint(2, 53, (3, 150), generator=torch.Generator().manual_seed(2))  # past the last bucket
+    tgt[:, 0] = START
+    with torch.no_grad():
+        whole = model(src, tgt, src != 0)
+        decoder = Decoder(model, src, src != 0, length=150)
+        steps = torch.cat([decoder.step(tgt[:, i:i + 1]) for i in range(150)], 1)
+    assert (steps - whole).abs().max() < 2e-5
+
+
+def test_cached_logits_are_the_uncached_while_beams_change_places(version):
+    model, src = odd_model(version).eval(), odd_sources()
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        cached, uncached = (kind(model, src, src != 0, 12, 4) for kind in (Decoder, Uncached))
+        parents = None
+        for _ in range(12):
+            tokens = torch.randint(2, 53, (3, 4), generator=g)
+            assert (cached.step(tokens, parents) - uncached.step(tokens, parents)).abs().max() < 2e-5
+            parents = torch.randint(0, 4, (3, 4), generator=g)  # several may continue the same beam
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_cached_ids_are_the_uncached(version, masked, monkeypatch):
+    model, src = odd_model(version), odd_sources()
+    mask = src != 0 if masked else None
+    draws = [dict(), dict(temperature=0.8), dict(temperature=1.0, top_k=5), dict(temperature=1.0, top_p=0.7)]
+
+    def run():
+        ids = [generate(model, src, mask, 19, generator=torch.Generator().manual_seed(4), **d) for d in draws]
+        return ids + [beam_search(model, src, mask, 19, beams=n) for n in (1, 2, 3)]
+
+    cached = run()
+    monkeypatch.setattr(t5_decoding, "Decoder", Uncached)
+    for a, b in zip(cached, run(), strict=True):
+        assert torch.equal(a, b)
+    assert len({tuple(ids.flatten().tolist()) for ids in cached}) > 3  # they are not all the same text
+
+
+def test_a_row_decodes_in_a_batch_as_alone(version):
+    model, src = odd_model(version), odd_sources()
+    for decode in (generate, beam_search):
+        together = decode(model, src, src != 0, 9)
+        for row, ids in zip(src, together, strict=True):
+            alone = decode(model, row[None, row != 0], max_length=9)[0]
+            length = min(len(alone), len(ids))
+            assert torch.equal(alone[:length], ids[:length]) or decode is beam_search  # its rows stop together
+    assert torch.equal(generate(model, src, src != 0, 9), generate(model, src.masked_fill(src == 0, 7), src != 0, 9))
+
+
+class Scripted:
+    """Stands in for Decoder: the next token's log probabilities depend on the last token alone."""
+
+    table = None  # [v, v]
+
+    def __init__(self, model, src, mask, length, beams=1):
+        pass
+
+    def step(self, tokens, parents=None):
+        return self.table[tokens]
+
+
+def best_by_brute_force(table, length, alpha):
+    """The best finished hypothesis of a chain, by trying all of at most `length` tokens."""
+    v, best, hypotheses = len(table), (-math.inf, None), [((), 0.0)]
+    for n in range(1, length + 1):
+        longer = [(ids + (t,), p + table[ids[-1] if ids else START, t].item())
+                  for ids, p in hypotheses for t in range(v)]
+        best = max([best] + [(p / ((5 + n) / 6) ** alpha, ids) for ids, p in longer if ids[-1] == EOS])
+        hypotheses = [(ids, p) for ids, p in longer if ids[-1] != EOS]
+    return best[1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+def test_a_beam_that_loses_nothing_finds_the_best_hypothesis(monkeypatch, seed, alpha):
+    table = torch.randn(4, 4, generator=torch.Generator().manual_seed(seed)).mul(2).log_softmax(-1)
+    monkeypatch.setattr(Scripted, "table", table)
+    monkeypatch.setattr(t5_decoding, "Decoder", Scripted)
+    src = torch.ones(1, 9, dtype=torch.int64)
+    found = beam_search(torch.nn.Module(), src, max_length=5, beams=256, alpha=alpha)[0].tolist()
+    expected = list(best_by_brute_force(table, 5, alpha))
+    assert found == expected + [0] * (len(found) - len(expected))
+
+
+def test_beam_search_stops_at_the_originals_limits(monkeypatch):
+    table = torch.tensor([[1.0, -math.inf, 2, 1]] * 4).log_softmax(-1)  # never an EOS
+    monkeypatch.setattr(Scripted, "table", table)
+    monkeypatch.setattr(t5_decoding, "Decoder", Scripted)
+    src = torch.ones(2, 6, dtype=torch.int64)
+    mask = torch.tensor([[True] * 2 + [False] * 4, [True] * 4 + [False] * 2])
+    model = torch.nn.Module()
+    assert beam_search(model, src, alpha=0.0).shape == (2, 6)                     # as long as the source
+    assert beam_search(model, src, mask, max_length=99, alpha=0.0).shape == (2, 16)  # int(1.5 * 4 + 10)
+    assert (beam_search(model, src, max_length=7, alpha=0.0) == 2).all()          # nothing finished: best alive
+    table = torch.tensor([[1.0, 9, 2, 1]] * 4).log_softmax(-1)   # EOS at once
+    monkeypatch.setattr(Scripted, "table", table)
+    ids = beam_search(model, src, max_length=7)
+    assert ids.shape[1] < 7 and torch.equal(ids[:, 0], torch.tensor([EOS, EOS])) and not ids[:, 1:].any()
+
+
+def test_generation_ends_when_every_row_has_ended(monkeypatch):
+    table = torch.full((5, 5), -9.0)
+    for token, following in ((START, 2), (2, 3), (3, EOS), (EOS, 4), (4, 4)):
+        table[token, following] = 0.0
+    monkeypatch.setattr(Scripted, "table", table)
+    monkeypatch.setattr(t5_decoding, "Decoder", Scripted)
+    src = torch.ones(2, 8, dtype=torch.int64)
+    assert generate(torch.nn.Module(), src).tolist() == [[2, 3, EOS]] * 2
+    assert generate(torch.nn.Module(), src, max_length=2).tolist() == [[2, 3]] * 2
+    table[EOS] = table[EOS].roll(1)
+    table[START, 2] = table[START, 3] = 0.0  # rows may now differ; what follows an EOS is 0
+    ids = generate(torch.nn.Module(), src.expand(2, 8).repeat(20, 1), temperature=1.0,
+                   generator=torch.Generator().manual_seed(0))
+    ended = (ids == EOS).cumsum(1) - (ids == EOS).long() > 0
+    assert ended.any() and not ids[ended].any()
+
+
+def test_sampling_follows_the_probabilities():
+    p = torch.tensor([0.05, 0.4, 0.1, 0.25, 0.2])
+    logits = p.log().expand(20_000, 5)
+
+    def shares(**options):
+        g = torch.Generator().manual_seed(0)
+        return torch.bincount(sample(logits, generator=g, **options), minlength=5) / 20_000
+
+    def near(found, *expected):
+        expected = torch.tensor(expected)
+        return (found - expected / expected.sum()).abs().max() < 0.015 and not found[expected == 0].any()
+
+    assert near(shares(), 0.05, 0.4, 0.1, 0.25, 0.2)
+    assert near(shares(temperature=0.5), 0.05 ** 2, 0.4 ** 2, 0.1 ** 2, 0.25 ** 2, 0.2 ** 2)
+    assert near(shares(top_k=2), 0, 0.4, 0, 0.25, 0)
+    assert near(shares(top_k=99), 0.05, 0.4, 0.1, 0.25, 0.2)
+    assert near(shares(top_p=0.66), 0, 0.4, 0, 0.25, 0.2)
+    assert near(shares(top_p=0.64), 0, 0.4, 0, 0.25, 0)
+    assert near(shares(top_p=1e-6), 0, 1, 0, 0, 0)
+    assert near(shares(top_k=3, top_p=0.7), 0, 0.4, 0, 0.25, 0)  # of the three, renormalised
+    assert near(shares(temperature=0), 0, 1, 0, 0, 0)
+
+
+def test_decoding_ignores_dropout_and_gives_the_mode_back():
+    src = odd_sources()
+    model = odd_model("t5_v1_0", dropout=0.5).train()
+    assert torch.equal(generate(model, src, src != 0, 9), generate(odd_model("t5_v1_0"), src, src != 0, 9))
+    assert model.training
+    model.eval()
+    ids = beam_search(model, src, src != 0, 9)
+    assert not model.training
+    model(src, ids.clamp(min=2)).sum().backward()  # the ids are ordinary tensors that training can read
+
+
+def test_decoding_in_bfloat16():
+    model, src = odd_model("t5_v1_1"), odd_sources()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert generate(model, src, src != 0, 6).shape[0] == 3
+    model.bfloat16()
+    assert beam_search(model, src, src != 0, 6).shape[0] == 3
+    with torch.no_grad():
+        tgt = torch.full((3, 1), START)
+        step = Decoder(model.eval(), src, src != 0, 4).step(tgt)
+        whole = model(src, tgt, src != 0).float()
+    assert (step - whole).abs().max() < 0.02 * whole.abs().max()
+    with pytest.raises(BadInput, match="float16"):
+        generate(model.half(), src)
+
+
+@pytest.mark.parametrize("decode, option, complaint", [
+    (generate, dict(temperature=-1.0), "temperature is -1.0, expected 0 or more"),
+    (generate, dict(top_k=-2), "top_k is -2, expected 0"),
+    (generate, dict(top_p=0.0), "top_p is 0.0, expected more than 0 and at most 1"),
+    (generate, dict(top_p=1.5), "top_p is 1.5"),
+    (generate, dict(max_length=0), "max_length is 0, expected at least 1"),
+    (beam_search, dict(max_length=0), "max_length is 0, expected at least 1"),
+    (beam_search, dict(beams=0), "beams is 0, expected at least 1"),
+    (beam_search, dict(alpha=-0.1), "alpha is -0.1, expected 0 or more"),
+])
+def test_unusable_arguments_are_named(decode, option, complaint):
+    with pytest.raises(BadInput, match=complaint):
+        decode(odd_model("t5_v1_0"), odd_sources(), **option)

@@ -1,0 +1,137 @@
+"""load_t5_pretrained_model: both kinds of released files, bit for bit, and what is wrong with others."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from t5_pytorch import T5, checkpoint_names, load_t5_pretrained_model
+from utils import BadInput, MissingInput
+
+VERSIONS = {"t5_v1_0": {}, "t5_v1_1": dict(feed_forward="gated-gelu", tie_logits=False)}
+SIZE = dict(dim=32, enc_num_tokens=96, enc_depth=2, enc_heads=4, enc_dim_head=8,
+            dec_num_tokens=96, dec_depth=2, dec_heads=4, dec_dim_head=8, d_ff=64)
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request):
+    return request.param
+
+
+def make(version, **changes):
+    return T5(**{**SIZE, **VERSIONS[version], **changes})
+
+
+def assert_is_golden(model, golden, version):
+    """Every parameter equals the original's variable of its name, bit for bit."""
+    with np.load(golden / "t5" / version / "golden.npz") as file:
+        originals = {key.removeprefix("param/"): file[key] for key in file.files if key.startswith("param/")}
+    rms_norm = version == "t5_v1_1"
+    for name, parameter in model.named_parameters():
+        expected = torch.from_numpy(originals.pop(checkpoint_names(name, rms_norm)[0]))
+        found = parameter.detach() if expected.dim() < 2 or name == "shared.weight" else parameter.detach().t()
+        assert torch.equal(found, expected), name
+    assert not originals
+
+
+@pytest.mark.parametrize("where", ["checkpoint", "checkpoint/model.ckpt-1000000", "hf", "hf/model.safetensors"])
+def test_loads_bit_for_bit(golden, version, where):
+    model = make(version)
+    report = load_t5_pretrained_model(model, str(golden / "t5" / version / where))
+    assert_is_golden(model, golden, version)
+    assert report == {"loaded": [name for name, _ in model.named_parameters()], "fresh": []}
+
+
+def test_loads_a_path_object_and_into_bfloat16(golden):
+    model = make("t5_v1_1").bfloat16()  # this checkpoint is stored in bfloat16, so nothing is rounded
+    load_t5_pretrained_model(model, golden / "t5" / "t5_v1_1" / "checkpoint")
+    assert model.shared.weight.dtype == torch.bfloat16
+    assert_is_golden(model.float(), golden, "t5_v1_1")
+
+
+def test_names_cover_both_layouts(golden, version):
+    model = make(version)
+    names = [checkpoint_names(name, version == "t5_v1_1") for name, _ in model.named_parameters()]
+    with np.load(golden / "t5" / version / "golden.npz") as file:
+        assert {tf for tf, _ in names} == {k.removeprefix("param/") for k in file.files if k.startswith("param/")}
+    assert {hub for _, hub in names} == set(load_file(golden / "t5" / version / "hf" / "model.safetensors"))
+    tf, hub = checkpoint_names("decoder.block.11.layer.2.DenseReluDense.wi_0.weight")
+    assert tf == "decoder/block_011/layer_002/DenseReluDense/wi_0/kernel"
+    assert hub == "decoder.block.11.layer.2.DenseReluDense.wi_0.weight"
+
+
+def test_loads_parts_and_passes_over_copies_and_leftovers(golden, tmp_path):
+    tensors = load_file(golden / "t5" / "t5_v1_0" / "hf" / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["shared.weight"].clone()
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
+    tensors["decoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
+    tensors["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.randn(32, 4)
+    names = sorted(tensors)
+    for part, some in enumerate((names[:20], names[20:]), 1):
+        save_file({name: tensors[name] for name in some}, tmp_path / f"model-{part:05d}-of-00002.safetensors")
+    model = make("t5_v1_0")
+    load_t5_pretrained_model(model, str(tmp_path))
+    assert_is_golden(model, golden, "t5_v1_0")
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(MissingInput, match="has 1 of the parts that model-00001-of-00002.safetensors belongs to"):
+        load_t5_pretrained_model(model, str(tmp_path))
+
+
+def test_other_logits_than_the_embedding_are_not_dropped(golden, tmp_path):
+    tensors = load_file(golden / "t5" / "t5_v1_0" / "hf" / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["shared.weight"] + 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(BadInput, match="unknown: 1, such as lm_head.weight"):
+        load_t5_pretrained_model(make("t5_v1_0"), str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "hf"])
+@pytest.mark.parametrize("changes, complaint", [
+    (dict(d_ff=65), r"of another shape: 8, such as .*wi\S* \[65?6?4?, 32\] instead of \[65, 32\]"),
+    (dict(enc_depth=3), "lacking: 8, such as encoder.block.002.layer"),
+    (dict(dec_depth=1), "unknown: 13, such as decoder.block.001.layer"),
+    (dict(feed_forward="gated-gelu"), "lacking: 8, such as .*wi_0.*; unknown: 4, such as .*wi"),
+    (dict(tie_logits=False), "lacking: 1, such as (decoder/logits/kernel|lm_head.weight)"),
+])
+def test_a_checkpoint_of_another_model_is_refused_untouched(golden, kind, changes, complaint):
+    model = make("t5_v1_0", **changes)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    if kind == "hf":
+        complaint = complaint.replace(".00", r"\.")
+    with pytest.raises(BadInput, match=complaint) as error:
+        load_t5_pretrained_model(model, str(golden / "t5" / "t5_v1_0" / kind))
+    assert "\n" not in str(error.value) and "T5_CONFIGS" in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "hf"])
+def test_named_parameters_may_stay_fresh(golden, kind):
+    model = make("t5_v1_0", tie_logits=False)
+    before = model.decoder.logits.weight.detach().clone()
+    report = load_t5_pretrained_model(model, str(golden / "t5" / "t5_v1_0" / kind), fresh=["decoder.logits.weight"])
+    assert report["fresh"] == ["decoder.logits.weight"] and len(report["loaded"]) == 47
+    assert torch.equal(model.decoder.logits.weight, before)
+
+
+def test_missing_and_damaged_files_take_one_line(golden, tmp_path):
+    model = make("t5_v1_0")
+    with pytest.raises(MissingInput, match="model.safetensors"):
+        load_t5_pretrained_model(model, str(tmp_path))
+    with pytest.raises(MissingInput, match="nowhere.safetensors: not found"):
+        load_t5_pretrained_model(model, str(tmp_path / "nowhere.safetensors"))
+    for content in (b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 242043056\n"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(BadInput, match="cannot be read as safetensors") as error:
+            load_t5_pretrained_model(model, str(tmp_path))
+        assert "\n" not in str(error.value)
+    whole = (golden / "t5" / "t5_v1_0" / "hf" / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(BadInput, match="cannot be read as safetensors"):
+        load_t5_pretrained_model(model, str(tmp_path))
+    shutil.copytree(golden / "t5" / "t5_v1_0" / "checkpoint", tmp_path / "tf")
+    data = tmp_path / "tf" / "model.ckpt-1000000.data-00001-of-00002"
+    data.write_bytes(data.read_bytes()[:1000])
+    with pytest.raises(BadInput, match="data-00001-of-00002"):
+        load_t5_pretrained_model(model, str(tmp_path / "tf"))

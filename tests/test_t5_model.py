@@ -1,0 +1,438 @@
+"""t5_pytorch.T5 against Mesh TensorFlow's numbers, against transformers, and against itself."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+import t5_pytorch
+from loss import linear_cross_entropy
+from t5_pytorch import (
+    T5,
+    T5_CONFIGS,
+    Attention,
+    Dropout,
+    Packing,
+    load_t5_pretrained_model,
+    relative_position_bucket,
+    shift_right,
+)
+from utils import BadInput
+
+VERSIONS = {"t5_v1_0": {}, "t5_v1_1": dict(feed_forward="gated-gelu", tie_logits=False)}
+GOLDEN_SIZE = dict(dim=32, enc_num_tokens=96, enc_depth=2, enc_heads=4, enc_dim_head=8,
+                   dec_num_tokens=96, dec_depth=2, dec_heads=4, dec_dim_head=8, d_ff=64)
+ODD_SIZE = dict(dim=20, enc_num_tokens=53, enc_depth=2, enc_heads=3, enc_dim_head=7,
+                dec_num_tokens=53, dec_depth=3, dec_heads=3, dec_dim_head=7, d_ff=29)
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def case(request, golden):
+    """The original's numbers and a T5 with its weights, in evaluation mode."""
+    folder = golden / "t5" / request.param
+    model = T5(**GOLDEN_SIZE, **VERSIONS[request.param]).eval()
+    load_t5_pretrained_model(model, str(folder / "checkpoint"))
+    with np.load(folder / "golden.npz", allow_pickle=False) as file:
+        numbers = {key: torch.from_numpy(file[key]) for key in file.files}
+    numbers["src"], numbers["tgt"] = numbers["inputs"].long(), numbers["targets"].long()
+    return numbers, model
+
+
+def odd_batch(seed=0, b=3, s=11, t=7, v=53):
+    """Sources and targets of different lengths, no row full but the first."""
+    g = torch.Generator().manual_seed(seed)
+    src, tgt = (torch.randint(2, v, (b, n), generator=g) for n in (s, t))
+    for row in range(1, b):
+        src[row, s - 2 * row:] = 0
+        tgt[row, t - row:] = 0
+    return src, tgt
+
+
+def small_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    return T5(**{**ODD_SIZE, **changes}).eval()
+
+
+def close(a, b, limit):
+    return (a - b).abs().max().item() <= limit
+
+
+def test_buckets_are_the_originals(golden):
+    with np.load(golden / "t5" / "relative_position_bucket.npz") as file:
+        positions = torch.from_numpy(file["relative_position"])
+        for key, bidirectional in (("bidirectional", True), ("unidirectional", False)):
+            expected = torch.from_numpy(file[key])
+            assert torch.equal(relative_position_bucket(positions, bidirectional).int(), expected)
+
+
+def test_bias_is_the_bucket_of_memory_minus_query():
+    table = torch.randn(32, 3)
+    for bidirectional in (True, False):
+        for queries, length in ((7, 7), (1, 150), (4, 9)):
+            bias = t5_pytorch.relative_bias(table, queries, length, bidirectional)
+            relative = torch.arange(length)[None] - torch.arange(length - queries, length)[:, None]
+            expected = table[relative_position_bucket(relative, bidirectional)].permute(2, 0, 1)[None]
+            assert torch.equal(bias, expected)
+
+
+def test_every_layers_stream_is_the_originals(case):
+    numbers, model = case
+    mask, tgt_mask = numbers["src"] != 0, numbers["tgt"] != 0
+    for stack, prefix, keep in ((model.encoder, "enc_layer", mask), (model.decoder, "dec_layer", tgt_mask)):
+        seen = []
+        layers = [layer for block in stack.block for layer in block.layer]
+        hooks = [layers[0].register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))]
+        hooks += [layer.register_forward_hook(lambda module, args, y, seen=seen: seen.append(y))
+                  for layer in layers[:-1]]
+        hooks.append(stack.final_layer_norm.register_forward_hook(lambda m, a, y, seen=seen: seen.append(y)))
+        with torch.no_grad():
+            model(numbers["src"], shift_right(numbers["tgt"]), mask, tgt_mask)
+        for hook in hooks:
+            hook.remove()
+        assert len(seen) == sum(key.startswith(prefix) for key in numbers)
+        for i, stream in enumerate(seen):
+            expected = numbers[f"{prefix}/{i:02d}"][keep]
+            assert close(stream, expected, 5e-5), (prefix, i)
+
+
+def test_encoder_and_logits_are_the_originals_with_zeros_at_padding(case):
+    numbers, model = case
+    assert torch.equal(shift_right(numbers["tgt"]), numbers["decoder_inputs"].long())
+    mask, tgt_mask = numbers["src"] != 0, numbers["tgt"] != 0
+    with torch.no_grad():
+        memory = model.encode(numbers["src"], mask)
+        logits = model(numbers["src"], numbers["decoder_inputs"], mask, tgt_mask)
+    assert close(memory, numbers["encoder_output"], 5e-5)
+    assert close(logits, numbers["logits"], 1e-4)
+    assert memory[~mask].abs().max() == 0 and logits[~tgt_mask].abs().max() == 0
+
+
+def test_token_losses_are_the_originals(case):
+    numbers, model = case
+    tgt_mask = numbers["tgt"] != 0
+    with torch.no_grad():
+        logits = model(numbers["src"], shift_right(numbers["tgt"]), numbers["src"] != 0, tgt_mask)
+    losses = F.cross_entropy(logits.flatten(0, 1), numbers["tgt"].flatten(), reduction="none").view_as(tgt_mask)
+    assert close(losses * tgt_mask, numbers["token_loss_eval"], 1e-4)
+    assert close((losses * tgt_mask).mean(), numbers["loss_eval"], 1e-5)
+    with_z_loss = (losses + 1e-4 * logits.logsumexp(-1).square()) * tgt_mask
+    assert close(with_z_loss, numbers["token_loss_train"], 1e-4)
+
+
+@pytest.mark.parametrize("loss_key, grad_key, z_loss",
+                         [("loss_mean_nonpad", "grad/", 0.0), ("loss_train", "grad_train/", 1e-4)])
+def test_losses_and_gradients_are_the_originals(case, loss_key, grad_key, z_loss):
+    numbers, model = case
+    keep = numbers["tgt"] != 0
+    denominator = keep.sum() if z_loss == 0 else keep.numel()  # training counts the padding
+    model.zero_grad()
+    hidden = model.hidden_states(numbers["src"], shift_right(numbers["tgt"]), numbers["src"] != 0, keep)
+    scale = torch.full((int(keep.sum()),), 1.0) / denominator
+    loss = linear_cross_entropy(hidden[keep], model.logits_weight(), numbers["tgt"][keep], scale, z_loss)
+    loss.backward()
+    assert close(loss.detach(), numbers[loss_key], 1e-5)
+    rms_norm = any("rms_norm" in key for key in numbers)
+    for name, parameter in model.named_parameters():
+        original, _ = t5_pytorch.checkpoint_names(name, rms_norm)
+        expected = numbers[grad_key + original]
+        gradient = parameter.grad if expected.dim() < 2 or name == "shared.weight" else parameter.grad.t()
+        assert close(gradient, expected, 1e-4 * expected.abs().max().item() + 1e-6), name
+    model.zero_grad()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_agrees_with_transformers(version, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    gated = version == "t5_v1_1"
+    config = transformers.T5Config(
+        vocab_size=53, d_model=20, d_kv=7, d_ff=29, num_layers=2, num_decoder_layers=3, num_heads=3,
+        feed_forward_proj="gated-gelu" if gated else "relu", tie_word_embeddings=not gated)
+    theirs = transformers.T5ForConditionalGeneration(config).eval()
+    if gated:  # transformers 5 unties the logits only while reading a file that has them
+        theirs.lm_head.weight = torch.nn.Parameter(torch.randn(53, 20))
+    save_file(dict(theirs.named_parameters()), tmp_path / "model.safetensors")
+    ours = small_model(**VERSIONS[version])
+    load_t5_pretrained_model(ours, str(tmp_path))
+    src, tgt = odd_batch()
+    mask, tgt_mask = src != 0, tgt != 0
+    inputs = shift_right(tgt)
+    logits = ours(src, inputs, mask, tgt_mask)
+    expected = theirs(input_ids=src, attention_mask=mask, decoder_input_ids=inputs,
+                      decoder_attention_mask=tgt_mask).logits
+    assert close(logits[tgt_mask], expected[tgt_mask], 1e-4)
+    F.cross_entropy(logits[tgt_mask], tgt[tgt_mask]).backward()
+    F.cross_entropy(expected[tgt_mask], tgt[tgt_mask]).backward()
+    hub = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        gradient = hub[t5_pytorch.checkpoint_names(name)[1]].grad
+        assert close(parameter.grad, gradient, 1e-4 * gradient.abs().max().item() + 1e-6), name
+
+
+def test_the_seeds_snippet():
+    torch.manual_seed(0)
+    model = T5(
+        dim = 768,              # noqa: E251
+        enc_num_tokens = 512,   # noqa: E251
+        enc_depth = 6,          # noqa: E251
+        enc_heads = 12,         # noqa: E251
+        enc_dim_head = 64,      # noqa: E251
+        enc_mlp_mult = 4,       # noqa: E251
+        dec_num_tokens = 512,   # noqa: E251
+        dec_depth = 6,          # noqa: E251
+        dec_heads = 12,         # noqa: E251
+        dec_dim_head = 64,      # noqa: E251
+        dec_mlp_mult = 4,       # noqa: E251
+        dropout = 0.,           # noqa: E251
+        tie_token_emb = True,   # noqa: E251
+    )
+    src = torch.randint(0, 512, (1, 1024))
+    src_mask = torch.ones_like(src).bool()
+    tgt = torch.randint(0, 512, (1, 1024))
+    with torch.no_grad():
+        loss = model(src, tgt, mask = src_mask)  # noqa: E251
+    assert loss.shape == torch.Size([1, 1024, 512])
+    assert loss.isfinite().all() and loss.std() > 0.1
+    assert model.decoder.block[0].layer[2].DenseReluDense.wi.weight.shape == (3072, 768)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("b, s, t", [(3, 11, 7), (4, 5, 9), (6, 6, 6), (1, 2, 1)])
+def test_padded_source_positions_influence_nothing(version, b, s, t):
+    model = small_model(**VERSIONS[version])
+    src, tgt = odd_batch(b=b, s=max(s, 2 * b), t=max(t, b))
+    src, tgt, mask = src[:, :s], tgt[:, :t], torch.ones(b, s, dtype=torch.bool)
+    mask[:, s // 2 + 1:] = False
+    mask[0] = True
+    with torch.no_grad():
+        logits = model(src, tgt, mask=mask)
+        changed = model(torch.where(mask, src, 52 - src.clamp(max=50)), tgt, mask=mask)
+        assert torch.equal(logits, changed)
+        for row in range(b):  # and each row is what it is alone, without padding and without a mask
+            alone = model(src[row:row + 1, mask[row]], tgt[row:row + 1])
+            assert close(logits[row], alone[0], 2e-5)
+        assert not close(logits[-1], model(src, tgt)[-1], 1e-3) or s < 4
+
+
+def test_a_mask_may_have_holes_and_be_of_integers():
+    model = small_model()
+    src, tgt = odd_batch()
+    mask = torch.rand(src.shape, generator=torch.Generator().manual_seed(3)) < 0.7
+    with torch.no_grad():
+        logits = model(src, tgt, mask)
+        assert torch.equal(logits, model(src, tgt, mask.long()))
+        assert torch.equal(logits, model(src.masked_fill(~mask, 9), tgt, mask))
+
+
+def test_a_target_mask_hides_target_positions():
+    model = small_model()
+    src, tgt = odd_batch()
+    tgt_mask = torch.ones_like(tgt, dtype=torch.bool)
+    tgt_mask[1, 2] = tgt_mask[2, 0] = False
+    with torch.no_grad():
+        logits = model(src, tgt, None, tgt_mask)
+        changed = model(src, tgt.masked_fill(~tgt_mask, 9), None, tgt_mask)
+        assert torch.equal(logits, changed)
+        assert logits[~tgt_mask].abs().max() == 0
+        assert not close(logits[1, 3:], model(src, tgt)[1, 3:], 1e-3)
+
+
+def test_later_target_tokens_influence_no_earlier_logits():
+    model = small_model()
+    src, tgt = odd_batch()
+    with torch.no_grad():
+        logits = model(src, tgt, src != 0)
+        for i in range(1, tgt.shape[1]):
+            changed = tgt.clone()
+            changed[:, i:] = (changed[:, i:] + 5) % 53
+            other = model(src, changed, src != 0)
+            assert close(logits[:, :i], other[:, :i], 1e-6)
+            assert not close(logits[:, i], other[:, i], 1e-3)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_packed_batch_has_the_gradients_of_its_rows_alone(version):
+    model = small_model(**VERSIONS[version])
+    src, tgt = odd_batch()
+
+    def gradients(rows):
+        model.zero_grad()
+        for s, t, mask, tgt_mask in rows:
+            hidden = model.hidden_states(s, shift_right(t), mask, tgt_mask)
+            logits = F.linear(hidden, model.logits_weight())
+            F.cross_entropy(logits[t != 0], t[t != 0], reduction="sum").backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    packed = gradients([(src, tgt, src != 0, tgt != 0)])
+    alone = gradients([(s[None, s != 0], t[None, t != 0], None, None) for s, t in zip(src, tgt, strict=True)])
+    for a, b in zip(packed, alone, strict=True):
+        assert close(a, b, 1e-5 * b.abs().max().item() + 1e-6)
+
+
+def test_vocabularies_may_differ_only_when_untied():
+    with pytest.raises(BadInput, match="enc_num_tokens is 53 and dec_num_tokens 61"):
+        T5(**{**ODD_SIZE, "dec_num_tokens": 61})
+    model = small_model(dec_num_tokens=61, tie_token_emb=False)
+    src, tgt = odd_batch()
+    assert model(src, tgt + 8).shape == (3, 7, 61)
+    model = small_model(dec_num_tokens=61, tie_token_emb=False, tie_logits=False)
+    logits = model(src, tgt + 8)
+    assert logits.shape == (3, 7, 61)
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_encoder_and_decoder_may_have_different_shapes():
+    model = T5(dim=20, enc_num_tokens=53, dec_num_tokens=53, enc_depth=1, dec_depth=2, enc_heads=3, dec_heads=5,
+               enc_dim_head=7, dec_dim_head=4, enc_mlp_mult=2, dec_mlp_mult=3)
+    src, tgt = odd_batch()
+    assert model(src, tgt, src != 0).shape == (3, 7, 53)
+    assert model.encoder.block[0].layer[1].DenseReluDense.wo.weight.shape == (20, 40)
+    assert model.decoder.block[1].layer[2].DenseReluDense.wo.weight.shape == (20, 60)
+
+
+def test_unusable_arguments_are_named():
+    src, tgt = odd_batch()
+    with pytest.raises(BadInput, match="feed_forward is 'swiglu', expected one of relu, gated-gelu"):
+        T5(**ODD_SIZE, feed_forward="swiglu")
+    with pytest.raises(BadInput, match="dropout is 1.0"):
+        T5(**ODD_SIZE, dropout=1.0)
+    with pytest.raises(BadInput, match=r"source has the shape \[3, 7\], expected \[batch, length\] = \[3, 11\]"):
+        small_model()(src, tgt, mask=tgt != 0)
+    with pytest.raises(BadInput, match=r"target has the shape \[3, 11\], expected"):
+        small_model()(src, tgt, tgt_mask=src != 0)
+
+
+@pytest.mark.parametrize("name, millions", [
+    ("small", 60.5), ("base", 222.9), ("large", 737.7), ("3b", 2851.6), ("11b", 11307.3),
+    ("v1_1-small", 77.0), ("v1_1-base", 247.6), ("v1_1-large", 783.2), ("v1_1-xl", 2849.8), ("v1_1-xxl", 11135.3)])
+def test_released_sizes_have_the_published_counts(name, millions):
+    with torch.device("meta"):
+        model = T5(**T5_CONFIGS[name])
+    count = sum(p.numel() for p in model.parameters())
+    assert round(count / 1e6, 1) == millions
+    assert (name.startswith("v1_1") and not model.tie_logits) or model.tie_logits
+
+
+def test_every_released_size_is_tested():
+    counted = test_released_sizes_have_the_published_counts.pytestmark[0].args[1]
+    assert {name for name, _ in counted} == set(T5_CONFIGS)
+
+
+def test_dropout_has_one_mask_for_all_positions():
+    torch.manual_seed(0)
+    layer = Dropout(0.4)
+    y = layer(torch.ones(5, 7, 301))
+    assert torch.equal(y, y[:, :1].expand_as(y))
+    assert not torch.equal(y[0], y[1])
+    assert set(y.unique().tolist()) == {0.0, y.max().item()} and math.isclose(y.max(), 1 / 0.6, rel_tol=1e-6)
+    assert abs((y[:, 0] == 0).float().mean() - 0.4) < 0.05
+    mask = torch.rand(5, 7) < 0.6
+    torch.manual_seed(0)
+    packing = Packing(mask)
+    packed = layer(packing.pack(torch.ones(5, 7, 301)), packing)
+    assert torch.equal(packed, y[mask])
+    assert layer.eval()(y) is y
+
+
+def test_attention_dropout_has_one_mask_for_all_queries():
+    torch.manual_seed(0)
+    attention = Attention(20, heads=3, dim_head=7, dropout=0.4).train()
+    x, memory, bias = torch.randn(2, 5, 20), torch.randn(2, 6, 20), torch.randn(1, 3, 5, 6)
+    k, v = attention.keys_values(memory)
+    torch.manual_seed(1)
+    y = attention(x, k, v, bias)
+    torch.manual_seed(1)
+    noise = F.dropout(torch.ones(2, 3, 6, 1), 0.4)[..., 0]
+    weights = (torch.einsum("bthk,bhjk->bhtj", attention.q(x).view(2, 5, 3, 7), k) + bias).softmax(-1)
+    expected = torch.einsum("bhtj,bhjk->bthk", weights * noise[:, :, None], v).reshape(2, 5, 21)
+    assert 0 < (noise == 0).sum() < noise.numel()
+    assert close(y, attention.o(expected), 1e-5)
+
+
+def test_dropouts_stand_where_the_originals_do():
+    model = small_model(dropout=0.3, enc_depth=1, dec_depth=1).train()
+    places = []
+    names = {module: name for name, module in model.named_modules()}
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            assert module.p == 0.3
+            module.register_forward_hook(lambda m, args, y: places.append((names[m], args[0].shape[-1])))
+    src, tgt = odd_batch()
+    model(src, tgt, src != 0)
+    layer = "{}.block.0.layer.{}.dropout".format
+    inner = "{}.block.0.layer.{}.DenseReluDense.dropout".format
+    assert places == [
+        ("encoder.dropout", 20), (layer("encoder", 0), 20), (inner("encoder", 1), 29), (layer("encoder", 1), 20),
+        ("encoder.dropout", 20),
+        ("decoder.dropout", 20), (layer("decoder", 0), 20), (layer("decoder", 1), 20), (inner("decoder", 2), 29),
+        (layer("decoder", 2), 20), ("decoder.dropout", 20)]
+    assert all(m.dropout == 0.3 for m in model.modules() if isinstance(m, Attention))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_initial_weights_are_distributed_as_the_originals(version):
+    torch.manual_seed(0)
+    model = T5(dim=128, enc_num_tokens=999, enc_depth=2, enc_heads=8, enc_dim_head=32, dec_num_tokens=999,
+               dec_depth=2, dec_heads=8, dec_dim_head=32, d_ff=256, **VERSIONS[version])
+    cut = 0.8796  # the standard deviation that remains of a normal distribution cut at 2
+    expected = {"embedding": (1, 9), "q": (0.01563, 9), "k": (0.08839, 9), "v": (0.08839, 9), "o": (0.0625, 9),
+                "wi": (cut * 0.08839, 0.17678), "wi_0": (cut * 0.08839, 0.17678), "wi_1": (cut * 0.08839, 0.17678),
+                "logits": (cut * 0.08839, 0.17678), "wo": (cut * 0.0625, 0.125)}
+    for name, parameter in model.named_parameters():
+        kind = name.split(".")[-2]
+        if name.endswith("scale"):
+            assert (parameter == 1).all()
+        elif kind == "relative_attention_bias":
+            limit = (6 / (8 + 32)) ** 0.5
+            assert 0.9 * limit < parameter.abs().max() <= limit and abs(parameter.std() - 0.2236) < 0.03
+        else:
+            std, largest = expected["embedding" if kind in ("shared", "embedding") else kind]
+            assert abs(parameter.std() / std - 1) < 0.03, name
+            assert parameter.abs().max() <= largest * 1.001, name
+            if largest < 1:
+                assert parameter.abs().max() > largest * 0.99, name
+
+
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 2), (8,), (9,), (3, 0)])
+@pytest.mark.parametrize("n_in, n_out", [(12, 12), (12, 37), (37, 12)])
+def test_product_of_few_rows_is_the_plain_one(rows, n_in, n_out):
+    x, weight = torch.randn(*rows, n_in), torch.randn(n_out, n_in)
+    with torch.no_grad():
+        y = t5_pytorch.linear(x, weight)
+    assert y.shape == (*rows, n_out) and y.is_contiguous()
+    torch.testing.assert_close(y, F.linear(x, weight), rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_works_and_float16_is_refused():
+    model = small_model(dropout=0.1)
+    src, tgt = odd_batch()
+    with torch.no_grad():
+        exact = model(src, tgt, src != 0, tgt != 0)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(src, tgt, src != 0, tgt != 0)
+        assert rounded.dtype == torch.bfloat16
+        assert close(rounded.float(), exact, 0.05 * exact.abs().max().item())
+        rounded = small_model().bfloat16()(src, tgt, src != 0, tgt != 0)
+        assert close(rounded.float(), exact, 0.05 * exact.abs().max().item())
+        with torch.autocast("cpu", torch.float16), pytest.raises(BadInput, match="float16.*use bfloat16"):
+            model(src, tgt)
+        with pytest.raises(BadInput, match="float16.*use bfloat16"):
+            small_model().half()(src, tgt)
+    with torch.autocast("cpu", torch.bfloat16):  # training: gradients come back in float32
+        model.train()(src, tgt, src != 0, tgt != 0).float().square().mean().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_gpu_computes_what_the_cpu_does(version):
+    model = small_model(**VERSIONS[version])
+    src, tgt = odd_batch()
+    with torch.no_grad():
+        expected = model(src, tgt, src != 0, tgt != 0)
+        logits = model.cuda()(src.cuda(), tgt.cuda(), src.cuda() != 0, tgt.cuda() != 0)
+    assert close(logits.cpu(), expected, 1e-3)
