@@ -1,0 +1,293 @@
+"""Pre-train GPT-1 as a language model on plain text, as the paper describes; the authors released no code for it.
+
+    python pretrain.py --desc books --text BOOK.txt BOOK2.txt --model_dir my_model
+
+learns a vocabulary from the text files, trains on sequences of n_ctx tokens that lie one after another in the text,
+and writes the parameters that do best on the held-out part, with the vocabulary, in OpenAI's released format:
+    my_model/           encoder_bpe_40000.json, vocab_40000.bpe, params_0.npy to params_9.npy, params_shapes.json
+    log/<desc>.jsonl    the arguments, then one line per evaluation: mean cost in nats per token and perplexity
+                        (tr_: the first sequences of the training part, as many as are held out; va_: held out)
+    save/<desc>/        the vocabulary, best_params, and what --resume continues from
+`python train.py --model_dir my_model --n_embd ... --n_head ... --n_layer ...` then fine-tunes it. With --init_dir
+the training starts from another model folder and keeps its vocabulary. (Radford et al. 2018, section 4.1.)
+"""
+
+import json
+import math
+import os
+import sys
+import zlib
+from collections import Counter
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+import corpus
+import distributed
+import opt
+import training
+from loss import linear_cross_entropy
+from model_pytorch import ACT_FNS, LMModel, export_openai_model, load_openai_pretrained_model
+from released_weights import read_pretrained
+from text_utils import TextEncoder, english_tokenizer, split_words
+from utils import BadInput, OneLineParser, load_tensors, require_ranges, run_script, warn, write_atomically
+
+VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")  # OpenAI's names, whatever the number of merges
+UNKNOWN, NEWLINE = "<unk>", "\n</w>"
+
+
+def parse_args(argv):
+    """Return the options; see --help."""
+    p = OneLineParser(prog="pretrain.py", description="Pre-train GPT-1 on plain text. The defaults are the paper's.")
+    training.add_options(p, n_iter=100, n_batch=64, n_gpu=1)
+    data = p.add_argument_group("data")
+    data.add_argument("--text", nargs="+", required=True, metavar="FILE", help="plain text files in UTF-8")
+    data.add_argument("--held_out", type=float, default=0.01, help="share of the text, its end, for evaluation")
+    data.add_argument("--n_merges", type=int, default=40000, help="byte-pair merges to learn")
+    data.add_argument("--n_chars", type=int, default=238, help="characters in the vocabulary, the most frequent ones")
+    model = p.add_argument_group("the model")
+    model.add_argument("--model_dir", required=True, help="folder to write the model to")
+    model.add_argument("--init_dir", help="folder of a model to start from; its vocabulary is kept")
+    model.add_argument("--n_ctx", type=int, default=512, help="tokens of a sequence, and positions of a new model")
+    model.add_argument("--n_embd", type=int, default=768, help="width of the hidden states")
+    model.add_argument("--n_head", type=int, default=12, help="attention heads")
+    model.add_argument("--n_layer", type=int, default=12, help="blocks")
+    model.add_argument("--afn", choices=tuple(ACT_FNS), default="gelu", help="activation function")
+    for part, where in (("embd", "entries of the embedding matrix"), ("attn", "attention weights"),
+                        ("resid", "outputs of attention and MLP")):
+        model.add_argument(f"--{part}_pdrop", type=float, default=0.1, help=f"dropout probability of {where}")
+    o = p.add_argument_group("the optimizer")
+    o.add_argument("--lr", type=float, default=2.5e-4, help="peak learning rate")
+    o.add_argument("--lr_schedule", choices=tuple(opt.SCHEDULES), default="warmup_cosine", help="course of the rate")
+    o.add_argument("--n_warmup", type=int, default=2000, help="updates spent warming up")
+    o.add_argument("--max_grad_norm", type=float, default=1.0, help="limit of the global gradient norm; 0: none")
+    o.add_argument("--l2", type=float, default=0.01, help="weight decay of all but biases and gains")
+    o.add_argument("--b1", type=float, default=0.9, help="Adam's decay rate of the mean")
+    o.add_argument("--b2", type=float, default=0.999, help="Adam's decay rate of the square")
+    o.add_argument("--e", type=float, default=1e-8, help="Adam's epsilon")
+    return p.parse_args(argv)
+
+
+def check_args(args, world):
+    """Check the options, and that they fit the model in --init_dir, before any work starts.
+
+    Returns:
+        n_positions: rows of position embeddings, n_ctx or those of the model in --init_dir.
+        n_vocab: tokens of the model in --init_dir, or None.
+    Raises:
+        BadInput, MissingInput: naming the option, its value and the allowed values.
+    """
+    below_one = 1 - 1e-9
+    require_ranges(args, training.RANGES | {
+        "held_out": (1e-9, 0.5), "n_merges": (1, None), "n_chars": (1, None), "n_ctx": (2, None), "n_embd": (1, None),
+        "n_head": (1, None), "n_layer": (1, None), "embd_pdrop": (0, below_one), "attn_pdrop": (0, below_one),
+        "resid_pdrop": (0, below_one), "lr": (0, None), "n_warmup": (0, None), "l2": (0, None), "b1": (0, below_one),
+        "b2": (0, below_one), "e": (0, None)})
+    training.check_options(args, world)
+    if args.n_embd % args.n_head:
+        raise BadInput(f"--n_head is {args.n_head}, which does not divide --n_embd {args.n_embd}")
+    corpus.require_files(args.text)
+    continues = args.resume and os.path.isfile(training.paths(args)["checkpoint"])
+    taken = [name for name in (*VOCABULARY, "params_shapes.json") if os.path.exists(os.path.join(args.model_dir, name))]
+    if taken and not continues:
+        raise BadInput(f"--model_dir {args.model_dir} holds a model already ({taken[0]}), which would be lost; "
+                       "give another folder, or delete that one")
+    if args.init_dir is None:
+        return args.n_ctx, None
+    weights = read_pretrained(args.init_dir)
+    (n_positions, n_embd), n_vocab = weights["positions"].shape, len(weights["tokens"])
+    n_layer = sum(name.endswith("ln_1.g") for name in weights)
+    if (args.n_embd, args.n_layer) != (n_embd, n_layer):
+        raise BadInput(f"--n_embd {args.n_embd} --n_layer {args.n_layer} do not fit the model in {args.init_dir}: "
+                       f"give --n_embd {n_embd} --n_layer {n_layer}")
+    if args.n_ctx > n_positions:
+        raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {n_positions}, the positions in {args.init_dir}")
+    return n_positions, n_vocab
+
+
+def read_words(paths, verbose=True):
+    """Split text files into words as TextEncoder does, with a word for every line break.
+
+    Returns:
+        words: the distinct words, in the order in which they first occur.
+        numbers: int32 [number of words in the text], indices into `words`.
+    Raises:
+        BadInput: there is no text; see also corpus.read_lines.
+    """
+    tokenizer, index, numbers = english_tokenizer(), {}, []
+    for line in corpus.read_lines(paths, verbose):
+        of_line = [index.setdefault(word, len(index)) for word in (*split_words(tokenizer, line), "\n ")]
+        numbers.append(np.array(of_line, dtype=np.int32))
+    if not numbers:
+        raise BadInput(f"{', '.join(map(str, paths))}: nothing but blank lines; give some text")
+    return list(index), np.concatenate(numbers)
+
+
+def learn_vocabulary(words, counts, n_merges, n_chars):
+    """Learn a byte-pair vocabulary (Sennrich et al. 2016) with the tokenizers library.
+
+    Args:
+        words: distinct words. counts: how often each occurs.
+        n_merges: merges to learn; fewer where the text has no more. n_chars: the most frequent characters.
+    Returns:
+        encoder: {piece: id} in OpenAI's order: `<unk>`, the characters, the characters that end a word, the merges'
+            pieces, the newline.
+        merges: list of pairs of pieces, the first one first.
+    """
+    frequency = Counter()
+    for word, count in zip(words, counts, strict=True):
+        for c in word.strip():  # leaves out the line break, which is a piece of its own
+            frequency[c] += int(count)
+    chars = sorted(frequency, key=lambda c: (-frequency[c], c))[:n_chars]
+    known = set(chars)
+    # The library numbers final characters in the order of a randomly seeded hash map, and the numbers break ties
+    # between equally frequent pairs. As special tokens they have fixed numbers, and the merges do not vary.
+    base = [UNKNOWN, *chars, *(c + "</w>" for c in chars)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(base) + n_merges, special_tokens=base, initial_alphabet=[], end_of_word_suffix="</w>",
+        show_progress=False)
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
+    # Words with other characters stay out: the trainer would learn from them with the characters removed.
+    kept = [(word, int(count)) for word, count in zip(words, counts, strict=True) if known.issuperset(word)]
+    tokenizer.train_from_iterator((" ".join([word] * min(10000, count - done)) for word, count in kept
+                                   for done in range(0, count, 10000)), trainer)
+    merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+    pieces = dict.fromkeys([*base, *(left + right for left, right in merges), NEWLINE])
+    return {piece: i for i, piece in enumerate(pieces)}, merges
+
+
+def write_vocabulary(folder, encoder, merges):
+    """Write what learn_vocabulary returned to `folder`, in the format and under the names of OpenAI's files."""
+    with write_atomically(os.path.join(folder, VOCABULARY[0])) as temporary, open(temporary, "w") as f:
+        json.dump(encoder, f)
+    with write_atomically(os.path.join(folder, VOCABULARY[1])) as temporary, \
+            open(temporary, "w", encoding="utf-8", newline="\n") as f:
+        f.write("#version: 0.2\n")
+        f.writelines(f"{left} {right}\n" for left, right in merges)
+
+
+def copy_vocabulary(source, folder):
+    """Copy the two vocabulary files from one folder to another."""
+    for name in VOCABULARY:
+        with open(os.path.join(source, name), "rb") as f, write_atomically(os.path.join(folder, name)) as temporary, \
+                open(temporary, "wb") as copy:
+            copy.write(f.read())
+
+
+def encode_words(encoder, words, numbers):
+    """Return int32 [tokens], the ids of a text that read_words has split; each distinct word is encoded once."""
+    ids = [encoder.word_ids(word) for word in words]
+    flat = np.array([i for of_word in ids for i in of_word], dtype=np.int32)
+    lengths = np.array([len(of_word) for of_word in ids])
+    starts = np.cumsum(lengths) - lengths
+    # token j of the text is piece j - first[k] of its word k, whose pieces begin at starts[k] of `flat`
+    lengths, starts = lengths[numbers], starts[numbers]
+    first = np.cumsum(lengths) - lengths
+    return flat[np.repeat(starts - first, lengths) + np.arange(lengths.sum())]
+
+
+def load_data(args, folder):
+    """Read the text, learn the vocabulary or copy it from --init_dir, and encode the text.
+
+    Args:
+        folder: where the vocabulary is written to.
+    Returns:
+        encoder: a TextEncoder. train, held_out: int32 [n, n_ctx], token ids.
+    """
+    words, numbers = read_words(args.text)
+    if args.init_dir is None:
+        write_vocabulary(folder, *learn_vocabulary(words, np.bincount(numbers), args.n_merges, args.n_chars))
+        source = folder
+    else:
+        source = args.init_dir
+    encoder = TextEncoder(*(os.path.join(source, name) for name in VOCABULARY))
+    if source != folder:
+        copy_vocabulary(source, folder)
+    ids = encode_words(encoder, words, numbers)
+    unknown = np.count_nonzero(ids == encoder.encoder.get(UNKNOWN, 0))
+    if unknown > 0.001 * len(ids):
+        warn(f"{unknown:,} of {len(ids):,} tokens are {UNKNOWN}: characters outside the vocabulary (--n_chars)")
+    return encoder, *corpus.hold_out(corpus.cut_sequences(ids, args.n_ctx), args.held_out)
+
+
+def main(argv=None):
+    """Run what the options ask for; see the top of this file."""
+    args = parse_args(argv)
+    world = distributed.join(args.device)
+    n_positions, n_vocab_init = check_args(args, world)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    folder = os.path.dirname(training.paths(args)["checkpoint"])
+    encoder, train, held_out = load_data(args, folder)
+    n_vocab = len(encoder.encoder)
+    if n_vocab_init not in (None, n_vocab):
+        raise BadInput(f"{args.init_dir}: the vocabulary has {n_vocab} pieces, but the weights have {n_vocab_init} "
+                       "tokens; the two do not belong together")
+    n_updates_total = training.updates_per_epoch(len(train), args) * args.n_iter
+    if args.n_warmup >= n_updates_total:
+        raise BadInput(f"--n_warmup is {args.n_warmup}, but the run has only {n_updates_total} updates; lower it, for "
+                       f"example to {n_updates_total // 20}, or give more text or epochs")
+    unigram = corpus.unigram_perplexity(train, held_out[:, 1:], n_vocab)
+    if world.is_first:
+        print(f"{train.size:,} tokens to train on, {held_out.size:,} held out (unigram perplexity {unigram:.1f}), "
+              f"{n_vocab:,} in the vocabulary, {n_updates_total:,} updates")
+
+    model = LMModel(args, n_vocab + n_positions, n_positions)
+    if args.init_dir is not None:
+        load_openai_pretrained_model(model, n_transfer=args.n_layer, n_embd=args.n_embd, path=args.init_dir,
+                                     verbose=world.is_first)
+    model.to(world.device)
+    optimizer = opt.OpenAIAdam(model.parameters(), lr=args.lr, schedule=args.lr_schedule,
+                               warmup=args.n_warmup / n_updates_total, t_total=n_updates_total, b1=args.b1, b2=args.b2,
+                               e=args.e, l2=args.l2, max_grad_norm=args.max_grad_norm)
+    if args.compile:
+        for block in model.transformer.h:
+            block.compile()
+    positions = torch.arange(args.n_ctx) + n_vocab
+
+    def inputs(ids):
+        tokens = torch.from_numpy(ids).long()
+        return torch.stack([tokens, positions.expand_as(tokens)], -1).to(world.device)  # [b, t] -> [b, t, 2]
+
+    def cost(sequences):
+        total = torch.zeros((), device=world.device)
+        for start in range(world.rank * args.n_batch, len(sequences), world.size * args.n_batch):
+            x = inputs(sequences[start:start + args.n_batch])
+            with training.autocast(world.device, args.precision):
+                total += token_losses(model, x, n_vocab)
+        return world.sum(total).item() / (len(sequences) * (args.n_ctx - 1))
+
+    def evaluate():
+        tr_cost, va_cost = cost(train[:len(held_out)]), cost(held_out)
+        return dict(tr_cost=tr_cost, va_cost=va_cost, tr_ppl=math.exp(tr_cost), va_ppl=math.exp(va_cost),
+                    unigram_ppl=unigram), -va_cost
+
+    fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train.tobytes()))
+    training.train(args, model, optimizer, training.draw_orders(args.n_iter, len(train)),
+                   lambda rows: model.loss(inputs(train[rows])), evaluate, world, fingerprint)
+
+    world.wait()  # the first process has written the best parameters
+    model.load_state_dict(load_tensors(training.paths(args)["best"], map_location=world.device))
+    if world.is_first:
+        copy_vocabulary(folder, args.model_dir)
+        export_openai_model(model, args.model_dir)
+        print(f"wrote {args.model_dir}; fine-tune it with: python train.py --model_dir {args.model_dir} "
+              f"--n_embd {args.n_embd} --n_head {args.n_head} --n_layer {args.n_layer} --n_transfer {args.n_layer}")
+    world.leave()
+
+
+def token_losses(model, x, n_vocab):
+    """Return the sum of the cross entropies of tokens 1 .. t-1 of x int [b, t, 2], in nats, a scalar.
+
+    Unlike LMModel.loss it predicts among the n_vocab tokens alone: a position is no word, and has probability 0.
+    """
+    h = model.transformer(x)[:, :-1].flatten(0, 1)              # [b, t, d] -> [b(t-1), d]
+    targets = x[:, 1:, 0].flatten()                             # [b(t-1)]
+    return linear_cross_entropy(h, model.transformer.embed.weight[:n_vocab], targets,
+                                torch.ones(targets.shape, device=h.device))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
