@@ -111,6 +111,27 @@ def draw_layers(log_paths, out):
     _save(figure, out)
 
 
+def draw_seeds(accuracies, out, published=None, title=None):
+    """Draw the test accuracy of every seed as a dot, their median as a line, and published numbers as thin lines.
+
+    Args:
+        accuracies: {seed: percent}. published: {label: percent}.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    seeds, median = sorted(accuracies), float(np.median(list(accuracies.values())))
+    lines = [(f"median: {median:.2f}", median, "-", "black"),
+             *((label, value, LINES[1 + i % 3], "0.45") for i, (label, value) in enumerate((published or {}).items()))]
+    for label, value, line, color in lines:
+        axes.axhline(value, linestyle=line, color=color, linewidth=1, label=label)
+    axes.plot(range(len(seeds)), [accuracies[seed] for seed in seeds], "o", color="black", label="one seed")
+    axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
+    axes.set(xlabel="seed", ylabel="test accuracy (%)", xlim=(-0.5, len(seeds) - 0.5), title=title)
+    axes.margins(y=0.1)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, out)
+
+
 def _save(figure, out):
     with write_atomically(out) as temporary:
         figure.savefig(temporary, format=os.path.splitext(out)[1].lstrip(".") or "png", dpi=120)
