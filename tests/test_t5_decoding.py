@@ -160,8 +160,26 @@ def test_beam_search_stops_at_the_originals_limits(monkeypatch):
     assert (beam_search(model, src, max_length=7, alpha=0.0) == 2).all()          # nothing finished: best alive
     table = torch.tensor([[1.0, 9, 2, 1]] * 4).log_softmax(-1)   # EOS at once
     monkeypatch.setattr(Scripted, "table", table)
-    ids = beam_search(model, src, max_length=7)
-    assert ids.shape[1] < 7 and torch.equal(ids[:, 0], torch.tensor([EOS, EOS])) and not ids[:, 1:].any()
+    # One finished hypothesis is enough when the alive ones are hopeless: empty places do not count.
+    assert beam_search(model, src, max_length=7).tolist() == [[EOS], [EOS]]
+
+
+@pytest.mark.parametrize("first, second, expected", [
+    ((0.368, 0.5), 0.493, [EOS]),     # log p -1.0 and -1.4, times (6/7)^2: the short one wins by a little
+    ((0.368, 0.5), 0.53, [2, EOS]),   # log p -1.0 and -1.33: the long one does
+    ((0.45, 0.4), 1.0, [2, EOS]),     # the alive one is behind (-0.92 against -0.8) but may still win, and does
+])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_length_penalty_counts_the_eos_and_alive_ones_are_waited_for(monkeypatch, beams, first, second, expected):
+    p = torch.full((4, 4), 1e-9)
+    p[START, EOS], p[START, 2], p[START, 3] = *first, 1 - sum(first)
+    p[2, EOS], p[2, 3] = second, 1 - second + 1e-9
+    p[3, 3] = 1.0
+    monkeypatch.setattr(Scripted, "table", p.log())
+    monkeypatch.setattr(t5_decoding, "Decoder", Scripted)
+    src = torch.ones(1, 5, dtype=torch.int64)
+    ids = beam_search(torch.nn.Module(), src, beams=beams, alpha=2.0)[0].tolist()
+    assert ids == expected + [0] * (len(ids) - len(expected))
 
 
 def test_generation_ends_when_every_row_has_ended(monkeypatch):
