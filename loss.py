@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 # N tokens, V rows of the vocabulary, D width of the hidden states
 
-TOKENS_AT_ONCE = 512
+TOKENS_AT_ONCE = 128
 
 
 def plain_linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0):
@@ -56,16 +56,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 part = slice(start, start + TOKENS_AT_ONCE)
                 target = targets[part, None]
                 logits = (h[part] @ w.T).float()                        # [n, D] x [D, V] -> [n, V]
-                log_z = logits.logsumexp(-1, keepdim=True)              # [n, 1]
-                losses = log_z - logits.gather(1, target) + z_loss * log_z.square()
-                total += (losses * scale[part, None]).sum()
+                at_target, top = logits.gather(1, target), logits.amax(-1, keepdim=True)
+                exp = logits.sub_(top).exp_()                           # in place: one [n, V] at a time
+                z = exp.sum(-1, keepdim=True)                           # [n, 1]
+                log_z = top + z.log()
+                total += ((log_z - at_target + z_loss * log_z.square()) * scale[part, None]).sum()
                 if wants_grad:
                     # d loss / d logits = scale * ((1 + 2 z_loss log_z) softmax(logits) - one_hot(target))
-                    d_logits = logits.sub_(log_z).exp_()
-                    if z_loss:
-                        d_logits *= 1 + 2 * z_loss * log_z
-                    d_logits.scatter_add_(1, target, torch.full_like(log_z, -1.0))
-                    d_logits = d_logits.mul_(scale[part, None]).to(dtype)
+                    factor = scale[part, None] * (1 + 2 * z_loss * log_z) / z
+                    d_logits = exp.mul_(factor).scatter_add_(1, target, -scale[part, None]).to(dtype)
                     d_hidden[part] = d_logits @ w                       # [n, V] x [V, D] -> [n, D]
                     if dtype == weight.dtype:
                         d_weight.addmm_(d_logits.T, h[part])            # [V, n] x [n, D] -> [V, D]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from loss import linear_cross_entropy, lm_token_scale
 from released_weights import layer_names, read_pretrained, released_shapes, write_released
@@ -81,6 +82,33 @@ class Conv1D(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 
+class Dropout(nn.Module):
+    """nn.Dropout with a mask of one byte an entry on CPUs too, where torch keeps four."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        """The same shape; in training, entries are 0 with probability p and scaled by 1 / (1 - p) otherwise."""
+        if not self.training or self.p == 0 or x.device.type != "cpu":
+            return F.dropout(x, self.p, self.training)
+        return _ByteDropout.apply(x, self.p)
+
+
+class _ByteDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, p):
+        keep = torch.empty(x.shape, dtype=torch.bool).bernoulli_(1 - p)
+        ctx.save_for_backward(keep)
+        ctx.scale = 1 / (1 - p)
+        return (x * keep).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx, d_y):
+        return (d_y * ctx.saved_tensors[0]).mul_(ctx.scale), None
+
+
 class Packing:
     """Sequences without their padding: the kept positions of a [b, t] grid as one list of n.
 
@@ -126,6 +154,17 @@ class Cache:
         return buffer[:, :, :end]
 
 
+def recomputed(function, *args):
+    """Return function(*args), whose intermediate tensors are computed again in the backward pass instead of kept.
+
+    For what is cheap to compute and large to keep. Dropout draws the same mask both times. A matrix product at
+    the end is not repeated: the recomputation stops when all that the backward pass reads is there.
+    """
+    if torch.is_grad_enabled():
+        return checkpoint(function, *args, use_reentrant=False)
+    return function(*args)
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention; c_attn packs query, key, value (TF function `attn`)."""
 
@@ -138,7 +177,7 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(nx * 3, 1, nx)
         self.c_proj = Conv1D(nx, 1, nx)
         self.attn_pdrop = cfg.attn_pdrop
-        self.resid_dropout = nn.Dropout(cfg.resid_pdrop)
+        self.resid_dropout = Dropout(cfg.resid_pdrop)
         self.register_load_state_dict_pre_hook(_drop_2018_mask)
 
     def forward(self, x, packing=None, cache=None):
@@ -146,7 +185,10 @@ class Attention(nn.Module):
 
         With a cache that holds earlier positions, x is one newer position [b, 1, d].
         """
-        qkv = self.c_attn(x)
+        return self.resid_dropout(recomputed(self.mix, self.c_attn(x), packing, cache))
+
+    def mix(self, qkv, packing, cache):
+        """Average the values by attention and project: [b, t, 3d] -> [b, t, d]; with a packing [n, 3d] -> [n, d]."""
         if packing is not None:
             qkv = packing.unpack(qkv)                                         # [n, 3d] -> [b, t, 3d]
         b, t = qkv.shape[:2]
@@ -159,9 +201,7 @@ class Attention(nn.Module):
             q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=self.scale,
             dropout_p=self.attn_pdrop if self.training else 0.0)
         a = a.transpose(1, 2).reshape(b, t, -1)                               # [b, h, t, k] -> [b, t, d]
-        if packing is not None:
-            a = packing.pack(a)                                               # [b, t, d] -> [n, d]
-        return self.resid_dropout(self.c_proj(a))
+        return self.c_proj(a if packing is None else packing.pack(a))         # [b, t, d] -> [n, d]
 
 
 def _drop_2018_mask(module, state_dict, prefix, *args):
@@ -179,11 +219,11 @@ class MLP(nn.Module):
         self.c_fc = Conv1D(n_state, 1, cfg.n_embd)
         self.c_proj = Conv1D(cfg.n_embd, 1, n_state)
         self.act = ACT_FNS[cfg.afn]
-        self.dropout = nn.Dropout(cfg.resid_pdrop)
+        self.dropout = Dropout(cfg.resid_pdrop)
 
     def forward(self, x):
         """[..., d] -> [..., d]."""
-        return self.dropout(self.c_proj(self.act(self.c_fc(x))))
+        return self.dropout(recomputed(lambda h: self.c_proj(self.act(h)), self.c_fc(x)))
 
 
 class Block(nn.Module):
@@ -217,7 +257,7 @@ class TransformerModel(nn.Module):
         self.n_ctx = n_ctx
         self.embed = nn.Embedding(vocab, cfg.n_embd)
         nn.init.normal_(self.embed.weight, std=0.02)
-        self.drop = nn.Dropout(cfg.embd_pdrop)
+        self.drop = Dropout(cfg.embd_pdrop)
         self.h = nn.ModuleList([Block(n_ctx, cfg, scale=True) for _ in range(cfg.n_layer)])
         self.register_load_state_dict_pre_hook(_strip_data_parallel_prefix)
 

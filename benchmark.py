@@ -1,0 +1,405 @@
+"""Measure this project against transformers, side by side.
+
+    python benchmark.py                     every row at full size (tens of minutes on two cores)
+    python benchmark.py --quick             every row small, to see that it works
+    python benchmark.py --rows gpt-train-fp32 gpt-generate-1 --pairs 7
+    python benchmark.py --device cuda       the same on a GPU, and a whole fine-tuning of 3 epochs
+
+Each row starts one process for us and one for transformers, and lets them work in turn, A B A B, so that whatever
+else the machine does hits both. Printed are medians: our seconds, theirs, the ratio pair by pair, the ratio of
+the peak memory of the two processes, and our useful work as a share of the machine's matrix rate.
+
+Weights are random, and where both sides must do the same work they are the same. Batches have the shape of
+ROCStories with OpenAI's vocabulary: stories of about 41 tokens (sd 9, at most 64), endings of 8.7 (at most 17).
+Useful work is 6 operations (2 without gradients) for each weight of a matrix and each token that is not padding.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+
+import opt
+import t5_decoding
+from generate import generate_gpt
+from loss import linear_cross_entropy
+from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict
+from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, checkpoint_names, shift_right
+from utils import BadInput, OneLineParser, run_script, write_atomically
+
+FULL = dict(n_embd=768, n_head=12, n_layer=12, n_vocab=40478, stories=8, new_tokens=64, t5="small", t5_depth=6,
+            t5_batch=16, source=60, target=20)
+QUICK = dict(n_embd=96, n_head=3, n_layer=2, n_vocab=2000, stories=4, new_tokens=8, t5="small", t5_depth=1,
+             t5_batch=2, source=20, target=8)
+N_SPECIAL = 3
+
+
+def cloze_batch(n, n_vocab, seed=0):
+    """Return x int [n, 2, 77, 2], m [n, 2, 77], y [n]: examples of ROCStories' lengths and random words."""
+    g = np.random.default_rng(seed)
+    n_ctx = 77
+    x, m = np.zeros((n, 2, n_ctx, 2), np.int64), np.zeros((n, 2, n_ctx), np.float32)
+    x[..., 1] = n_vocab + N_SPECIAL + np.arange(n_ctx)
+    for i in range(n):
+        story = g.integers(1, n_vocab, int(np.clip(g.normal(41, 9), 10, 64)))
+        for k in range(2):
+            ending = g.integers(1, n_vocab, int(np.clip(g.normal(8.7, 2.2), 3, 17)))
+            tokens = [n_vocab, *story, n_vocab + 1, *ending, n_vocab + 2][:n_ctx - 1]
+            tokens[-1] = n_vocab + 2
+            x[i, k, :len(tokens), 0] = tokens
+            m[i, k, :len(tokens)] = 1
+    return torch.from_numpy(x), torch.from_numpy(m), torch.from_numpy(g.integers(0, 2, n))
+
+
+def autocast(device, dtype):
+    """The context of a forward pass in 'fp32' or 'bf16'."""
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == "bf16")
+
+
+def our_gpt(size, device):
+    """A DoubleHeadModel of the size, on the device."""
+    cfg = dotdict(DEFAULT_CONFIG | {k: size[k] for k in ("n_embd", "n_head", "n_layer")})
+    model = DoubleHeadModel(cfg, size["n_vocab"] + 2, "multiple_choice", size["n_vocab"] + N_SPECIAL + 77, 77)
+    return model.to(device)
+
+
+def our_adam(model):
+    """The optimizer of train.py with its defaults."""
+    return opt.OpenAIAdam(model.parameters(), 6.25e-5, "warmup_linear", 0.002, 138, l2=0.01, max_grad_norm=1)
+
+
+def their_gpt(size, device, kind, n_ctx=77):
+    """transformers' GPT of the size."""
+    import transformers
+    return getattr(transformers, kind)(transformers.OpenAIGPTConfig(
+        vocab_size=size["n_vocab"] + N_SPECIAL, n_positions=n_ctx, n_embd=size["n_embd"], n_layer=size["n_layer"],
+        n_head=size["n_head"])).to(device)
+
+
+def gpt_train(side, size, device, dtype, towers=1):
+    """One update: `towers` passes over a batch of stories with gradients, and the optimizer."""
+    batches = [[t.to(device) for t in cloze_batch(size["stories"], size["n_vocab"], seed)] for seed in range(towers)]
+    if side == "ours":
+        model = our_gpt(size, device)
+        optimizer = our_adam(model)
+
+        def loss_of(x, m, y):
+            return model.losses(x, m, y, 0.5)[0] / towers
+    else:
+        model = their_gpt(size, device, "OpenAIGPTDoubleHeadsModel")
+        optimizer = torch.optim.AdamW(model.parameters(), 6.25e-5)
+
+        def loss_of(x, m, y):
+            labels = x[..., 0].masked_fill(m == 0, -100)
+            at = (x[..., 0] == size["n_vocab"] + 2).int().argmax(-1)
+            out = model(x[..., 0], mc_token_ids=at, labels=labels, mc_labels=y)
+            return (out.mc_loss + 0.5 * out.loss) / towers
+    model.train()
+
+    def run():
+        optimizer.zero_grad()
+        for batch in batches:
+            with autocast(device, dtype):
+                loss = loss_of(*batch)
+            loss.backward()
+        if side == "theirs":
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    tokens = sum(int(m.sum()) for _, m, _ in batches)
+    return run, 6 * gpt_weights(size) * tokens
+
+
+def gpt_weights(size, head=True):
+    """Weights of a GPT that take part in a matrix product for every token."""
+    return 12 * size["n_layer"] * size["n_embd"] ** 2 + head * size["n_vocab"] * size["n_embd"]
+
+
+def gpt_evaluate(side, size, device, dtype):
+    """The logits of the endings of a batch of stories."""
+    x, m, _ = (t.to(device) for t in cloze_batch(size["stories"], size["n_vocab"]))
+    at = (x[..., 0] == size["n_vocab"] + 2).int().argmax(-1)
+    model = our_gpt(size, device) if side == "ours" else their_gpt(size, device, "OpenAIGPTDoubleHeadsModel")
+    model.eval()
+
+    @torch.no_grad()
+    def run():
+        with autocast(device, dtype):
+            return model.choice_logits(x) if side == "ours" else model(x[..., 0], mc_token_ids=at).mc_logits
+
+    return run, 2 * gpt_weights(size, head=False) * int(m.sum())
+
+
+def gpt_generate(side, size, device, batch):
+    """Greedy continuation of prompts of 20 tokens."""
+    ids = torch.randint(1, size["n_vocab"], (batch, 20), device=device)
+    new = size["new_tokens"]
+    if side == "ours":
+        cfg = dotdict(DEFAULT_CONFIG | {k: size[k] for k in ("n_embd", "n_head", "n_layer")})
+        model = LMModel(cfg, size["n_vocab"] + 512, 512).to(device).eval()
+        return lambda: generate_gpt(model, ids, new), 2 * gpt_weights(size) * batch * (20 + new)
+    model = their_gpt(size, device, "OpenAIGPTLMHeadModel", n_ctx=512).eval()
+    return lambda: model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new,
+                                  do_sample=False, pad_token_id=0), 0
+
+
+def t5_pair(size, side, device):
+    """A T5 of ours, or transformers' with the same weights. EOS never wins, so that every decoding runs its length."""
+    torch.manual_seed(0)
+    config = T5_CONFIGS[size["t5"]] | {"enc_depth": size["t5_depth"], "dec_depth": size["t5_depth"]}
+    ours = T5(**config)
+    with torch.no_grad():
+        ours.shared.weight[EOS] = 0
+    if side == "ours":
+        return ours.to(device)
+    import transformers
+    theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(
+        vocab_size=config["enc_num_tokens"], d_model=config["dim"], d_ff=config["d_ff"], d_kv=config["enc_dim_head"],
+        num_heads=config["enc_heads"], num_layers=config["enc_depth"], dropout_rate=config["dropout"],
+        decoder_start_token_id=0))
+    theirs.load_state_dict({checkpoint_names(n)[1]: p for n, p in ours.named_parameters()}, strict=False)
+    return theirs.to(device)
+
+
+def t5_batch(size, batch, device, seed=0):
+    """Return src [b, s] and targets [b, t] of random words, lengths about two thirds of the longest, padded with 0."""
+    g = torch.Generator().manual_seed(seed)
+
+    def rows(longest):
+        ids = torch.randint(2, 32000, (batch, longest), generator=g)
+        lengths = torch.randint(longest // 3, longest + 1, (batch, 1), generator=g)
+        lengths[0] = longest
+        return (ids * (torch.arange(longest) < lengths)).to(device)
+
+    return rows(size["source"]), rows(size["target"])
+
+
+def t5_train(side, size, device, dtype):
+    """One update of T5 with Adafactor on both sides."""
+    src, targets = t5_batch(size, size["t5_batch"], device)
+    model = t5_pair(size, side, device).train()
+    if side == "ours":
+        optimizer = opt.Adafactor(model.parameters(), lr=1e-3)
+
+        def loss_of():
+            hidden = model.hidden_states(src, shift_right(targets), src != PAD, targets != PAD).flatten(0, 1)
+            scale = (targets != PAD).flatten().float() / (targets != PAD).sum()
+            return linear_cross_entropy(hidden, model.logits_weight(), targets.flatten(), scale, 1e-4)
+    else:
+        from transformers import Adafactor
+        optimizer = Adafactor(model.parameters(), lr=1e-3, scale_parameter=True, relative_step=False)
+
+        def loss_of():
+            return model(src, attention_mask=(src != PAD).long(), labels=targets.masked_fill(targets == PAD, -100)).loss
+
+    def run():
+        optimizer.zero_grad()
+        with autocast(device, dtype):
+            loss = loss_of()
+        loss.backward()
+        optimizer.step()
+
+    c = T5_CONFIGS[size["t5"]]
+    inner, depth = c["enc_heads"] * c["enc_dim_head"], size["t5_depth"]
+    encoder = depth * (4 * c["dim"] * inner + 2 * c["dim"] * c["d_ff"]) + depth * 2 * c["dim"] * inner  # and cross k, v
+    decoder = depth * (6 * c["dim"] * inner + 2 * c["dim"] * c["d_ff"]) + c["dec_num_tokens"] * c["dim"]
+    return run, 6 * (encoder * int((src != PAD).sum()) + decoder * int((targets != PAD).sum()))
+
+
+def t5_decode(side, size, device, batch, beams):
+    """Greedy or beam decoding of new_tokens tokens."""
+    src, _ = t5_batch(size, batch, device)
+    model, new = t5_pair(size, side, device).eval(), size["new_tokens"]
+    if side == "ours":
+        if beams > 1:
+            return lambda: t5_decoding.beam_search(model, src, src != PAD, new, beams), 0
+        return lambda: t5_decoding.generate(model, src, src != PAD, new), 0
+    return lambda: model.generate(src, attention_mask=(src != PAD).long(), max_new_tokens=new, min_new_tokens=new,
+                                  num_beams=beams, do_sample=False), 0
+
+
+# name -> function of (side, size, device) returning (a function that does the work once, useful operations or 0)
+ROWS = {
+    "gpt-train-fp32": lambda *a: gpt_train(*a, "fp32"),
+    "gpt-train-bf16": lambda *a: gpt_train(*a, "bf16"),
+    "gpt-evaluate-fp32": lambda *a: gpt_evaluate(*a, "fp32"),
+    "gpt-evaluate-bf16": lambda *a: gpt_evaluate(*a, "bf16"),
+    "gpt-generate-1": lambda *a: gpt_generate(*a, 1),
+    "gpt-generate-8": lambda *a: gpt_generate(*a, 8),
+    "t5-train-fp32": lambda *a: t5_train(*a, "fp32"),
+    "t5-train-bf16": lambda *a: t5_train(*a, "bf16"),
+    "t5-greedy-1": lambda *a: t5_decode(*a, 1, 1),
+    "t5-greedy-16": lambda *a: t5_decode(*a, 16, 1),
+    "t5-beam4-1": lambda *a: t5_decode(*a, 1, 4),
+    "t5-beam4-16": lambda *a: t5_decode(*a, 16, 4),
+    # a whole default update of ours, 4 towers of 8 stories, against one batch of 8 of theirs: for the memory
+    "gpt-default-update-memory": lambda side, *a: gpt_train(side, *a, "fp32", towers=4 if side == "ours" else 1),
+}
+
+
+def matrix_rate(device, dtype):
+    """Return the operations per second of a large matrix product, the best of 5."""
+    n = 2048 if device == "cpu" else 8192
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+    best = 0.0
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = max(best, 2 * n ** 3 / (time.perf_counter() - start))
+    return best
+
+
+def synchronize(device):
+    """Wait for the GPU, where there is one."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_bytes(device):
+    """Return the most memory this process has held: allocated on the GPU, or resident on a CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def work(row, side, size, device):
+    """Be one of the two processes of a row: do the work once for every line read, and answer with the seconds."""
+    torch.manual_seed(0)
+    run, operations = ROWS[row](side, size, device)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        synchronize(device)
+        answer = {"seconds": time.perf_counter() - start, "peak": peak_bytes(device), "operations": operations}
+        print("answer " + json.dumps(answer), flush=True)
+
+
+def ask(process):
+    """Let one process do its work once; return its answer."""
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    for line in process.stdout:
+        if line.startswith("answer "):
+            return json.loads(line[len("answer "):])
+    raise BadInput(f"a process of the benchmark ended with status {process.wait()}; is transformers installed "
+                   "(pip install -r requirements-dev.txt) and is there enough memory?")
+
+
+def measure(row, args):
+    """Return the measurements of one row as a dict."""
+    command = [sys.executable, os.path.abspath(__file__), "--device", args.device, "--worker"]
+    command[4:4] = ["--quick"] * args.quick
+    both = {side: subprocess.Popen([*command, row, side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for side in ("ours", "theirs")}
+    try:
+        for process in both.values():
+            ask(process)  # warm-up
+        answers = {side: [] for side in both}
+        for _ in range(args.pairs):
+            for side, process in both.items():
+                answers[side].append(ask(process))
+    finally:
+        for process in both.values():
+            process.kill()
+            process.wait()
+    seconds = {side: [a["seconds"] for a in rows] for side, rows in answers.items()}
+    peaks = {side: max(a["peak"] for a in rows) for side, rows in answers.items()}
+    median = {side: statistics.median(values) for side, values in seconds.items()}
+    operations = answers["ours"][0]["operations"]
+    return {"row": row, "ours_s": median["ours"], "theirs_s": median["theirs"], "pairs": args.pairs,
+            "ratio": statistics.median(b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)),
+            "ours_peak": peaks["ours"], "theirs_peak": peaks["theirs"], "memory_ratio": peaks["ours"] / peaks["theirs"],
+            "gflops": operations / median["ours"] / 1e9 or None,
+            "share": operations / median["ours"] / matrix_rate(args.device, row.rsplit("-", 1)[-1]) or None,
+            "all_ours_s": seconds["ours"], "all_theirs_s": seconds["theirs"]}
+
+
+def fine_tuning_on_gpu(size):
+    """Return seconds and peak memory of 3 epochs on 1,497 examples, 32 an update, in fp32 and in bf16."""
+    results = []
+    for dtype in ("fp32", "bf16"):
+        torch.cuda.reset_peak_memory_stats()
+        model = our_gpt(size, "cuda").train()
+        x, m, y = (t.cuda() for t in cloze_batch(1497, size["n_vocab"]))
+        optimizer = our_adam(model)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for update in range(138):
+            optimizer.zero_grad()
+            for tower in range(4):
+                first = (update % 46) * 32 + tower * 8
+                rows = slice(first, first + 8)
+                with autocast("cuda", dtype):
+                    loss = model.losses(x[rows], m[rows], y[rows], 0.5)[0] / 4
+                loss.backward()
+            optimizer.step()
+        torch.cuda.synchronize()
+        results.append({"row": f"gpt-3-epochs-{dtype}", "ours_s": time.perf_counter() - start,
+                        "ours_peak": torch.cuda.max_memory_allocated()})
+    return results
+
+
+def parse_args(argv):
+    """Return the options; see --help."""
+    p = OneLineParser(prog="benchmark.py", description="Measure this project against transformers, side by side.")
+    p.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS), metavar="ROW",
+                   help="rows to measure: " + ", ".join(ROWS))
+    p.add_argument("--pairs", type=int, default=5, help="pairs of measurements, after one warm-up")
+    p.add_argument("--quick", action="store_true", help="small models: shows that it works, not how fast it is")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure")
+    p.add_argument("--out", help="also write the measurements as JSON to this file")
+    p.add_argument("--worker", nargs=2, metavar=("ROW", "SIDE"), help=argparse.SUPPRESS)
+    return p.parse_args(argv)
+
+
+def main(argv=None):
+    """Print the table; see the top of this file."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse_args(argv)
+    size = QUICK if args.quick else FULL
+    if args.pairs < 1:
+        raise BadInput(f"--pairs is {args.pairs}, allowed is at least 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device cuda: this torch sees no CUDA device")
+    if args.worker:
+        return work(*args.worker, size, args.device)
+    import transformers
+    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    rates = {dtype: matrix_rate(args.device, dtype) / 1e9 for dtype in ("fp32", "bf16")}
+    about = {"date": time.strftime("%Y-%m-%d"), "hardware": hardware, "machine": platform.machine(),
+             "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+             "matrix_gflops": rates, "size": size, "command": "python benchmark.py " + " ".join(argv)}
+    print(f"{hardware}, torch {torch.__version__}, transformers {transformers.__version__}, matrix products "
+          f"{rates['fp32']:.0f} GFLOP/s fp32, {rates['bf16']:.0f} bf16; medians of {args.pairs} pairs")
+    print(f"{'row':<27}{'ours':>9}{'theirs':>9}{'ratio':>7}{'memory':>8}{'GFLOP/s':>9}{'share':>7}")
+    results = []
+    for row in args.rows:
+        r = measure(row, args)
+        results.append(r)
+        print(f"{row:<27}{r['ours_s']:>8.3f}s{r['theirs_s']:>8.3f}s{r['ratio']:>7.2f}{r['memory_ratio']:>8.2f}"
+              + (f"{r['gflops']:>9.0f}{r['share']:>7.0%}" if r["gflops"] else ""), flush=True)
+    by_row = {r["row"]: r for r in results}
+    for stem in ("gpt-train", "gpt-evaluate", "t5-train"):
+        if {f"{stem}-fp32", f"{stem}-bf16"} <= by_row.keys():
+            ratio = by_row[f"{stem}-fp32"]["theirs_s"] / by_row[f"{stem}-bf16"]["ours_s"]
+            print(f"{stem}: our bf16 against their fp32: {ratio:.2f}")
+    if args.device == "cuda" and not args.quick:
+        for r in fine_tuning_on_gpu(size):
+            results.append(r)
+            print(f"{r['row']:<27}{r['ours_s']:>8.1f}s, peak {r['ours_peak'] / 2 ** 30:.2f} GiB")
+    if args.out:
+        with write_atomically(args.out) as temporary, open(temporary, "w") as f:
+            json.dump({"about": about, "rows": results}, f, indent=1)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
