@@ -5,6 +5,7 @@ The names rocstories and _rocstories are those of `datasets.py` in finetune-tran
 
 import csv
 import os
+import re
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -22,8 +23,11 @@ COLUMNS = ["InputStoryid", *SENTENCES, *ENDINGS, "AnswerRightEnding"]
 def _rocstories(path):
     """Read one Story Cloze file.
 
-    The file is CSV in UTF-8 (a byte-order mark and CRLF are accepted), with a header naming COLUMNS
-    in any order. Blank lines are skipped; duplicate rows are kept; a sentence may be empty.
+    The file is CSV in UTF-8 (a byte-order mark and CRLF change nothing), with a header naming COLUMNS in any order.
+    Blank lines are skipped; duplicate rows are kept, as they count in the original; a sentence or ending may be
+    empty, or hold only signs the vocabulary lacks (an emoji), each of which becomes `<unk>`. A text of any length up
+    to csv's limit of 131,072 characters is read; the training script cuts it. Another encoding, such as Latin-1, is
+    refused with the row that shows it.
 
     Returns:
         st: list of stories, the four sentences joined by one space.
@@ -37,12 +41,16 @@ def _rocstories(path):
             f"{path}: not found; ROCStories is free but must be requested at https://cs.rochester.edu/nlp/rocstories/ "
             f"; put '{VALID_FILE}' and '{TEST_FILE}' into --data_dir, or run `python demo.py`, which needs no data")
     st, ct1, ct2, y = [], [], [], []
+    number = 0  # of the last row that was read
     try:
-        with open(path, encoding="utf-8-sig", newline="") as f:
+        # undecodable bytes become lone surrogates, so that their row is known: decoding runs ahead of the rows
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as f:
             rows = csv.reader(f, strict=True)
             header = next(rows, None)
             if header is None:
                 raise BadInput(f"{path}: is empty; expected a header row and one story a row")
+            number = 1
+            _require_utf8(path, number, header)
             missing = [name for name in COLUMNS if name not in header]
             if missing:
                 raise BadInput(f"{path}: row 1 (header) lacks the column {', '.join(missing)}; found "
@@ -51,6 +59,7 @@ def _rocstories(path):
             for number, row in enumerate(rows, 2):
                 if not row:
                     continue
+                _require_utf8(path, number, row)
                 if len(row) != len(header):
                     raise BadInput(f"{path}: row {number} has {len(row)} fields, expected {len(header)} as in the "
                                    "header; correct or remove the row")
@@ -63,15 +72,20 @@ def _rocstories(path):
                 ct1.append(row[place[ENDINGS[0]]])
                 ct2.append(row[place[ENDINGS[1]]])
                 y.append(int(answer) - 1)
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: is not UTF-8 (a byte 0x{error.object[error.start]:02x} after row {len(st) + 1}); "
-                       "save it as UTF-8") from None
     except csv.Error as error:
-        raise BadInput(f"{path}: row {len(st) + 2} is not CSV ({error}); expected fields separated by commas, "
+        raise BadInput(f"{path}: row {number + 1} is not CSV ({error}); expected fields separated by commas, "
                        "quoted by double quotes") from None
     if not st:
         raise BadInput(f"{path}: has a header but no stories")
     return st, ct1, ct2, np.asarray(y, dtype=np.int32)
+
+
+def _require_utf8(path, number, row):
+    """Raise BadInput if a row holds a byte that was not UTF-8."""
+    byte = re.search("[\udc80-\udcff]", "".join(row))
+    if byte:
+        raise BadInput(f"{path}: row {number} is not UTF-8 (it holds the byte 0x{ord(byte[0]) - 0xdc00:02x}); "
+                       "save the file as UTF-8")
 
 
 def rocstories(data_dir, n_train=1497, n_valid=374):

@@ -9,7 +9,7 @@ import os
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from utils import BadInput, MissingInput, write_atomically
+from utils import BadInput, MissingInput, read_text, write_atomically
 
 N_FILES = 10
 WHERE_FROM = ("get the folder `model` of OpenAI's repository finetune-transformer-lm (python download_model.py), "
@@ -32,9 +32,9 @@ def layer_names(n_layer):
 
 def _read_shapes(path):
     """Return the list in params_shapes.json after checking that it describes a GPT."""
+    text = read_text(path, WHERE_FROM)
     try:
-        with open(path, encoding="utf-8") as f:
-            shapes = json.load(f)
+        shapes = json.loads(text)
     except (ValueError, RecursionError):
         raise BadInput(f"{path}: is not JSON (is it a Git LFS pointer or cut short?); {WHERE_FROM}") from None
     sane = isinstance(shapes, list) and len(shapes) > 2 and all(
@@ -58,7 +58,7 @@ def _open_params(path, expected):
                            f"{expected:,} float32 values; {WHERE_FROM}")
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError, KeyError):
+    except Exception:  # a damaged header can raise nearly anything, down to the tokenizer's errors of Python itself
         values = None
     if not isinstance(values, np.ndarray):
         raise BadInput(f"{path}: is truncated, pickled or not a NumPy file ({os.path.getsize(path):,} bytes found, "

@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import gc
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -321,8 +322,8 @@ def delete_checkpoint(run):
 def measured(args, run):
     """Return {'seed', 'valid', 'test', 'best_epoch', 'seconds', 'resumed'} of a finished seed, from its files."""
     files, record = run_files(args, run), read_record(run_files(args, run)["record"])
-    print(f"seed {run.seed}:")
-    valid, test = finetuning.DATASETS[run.dataset][1](args.data_dir, files["submission"], files["log"])
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints too, which after every seed would be too much
+        valid, test = finetuning.DATASETS[run.dataset][1](args.data_dir, files["submission"], files["log"])
     best = next(line for line in analysis.evaluations(files["log"]) if line["va_acc"] == valid)
     return {"seed": run.seed, "valid": valid, "test": test, "best_epoch": best["n_epochs"],
             "seconds": record["seconds"], "resumed": record["resumed"]}
@@ -427,17 +428,20 @@ def main(argv=None):
         print(f"estimate: {datetime.timedelta(seconds=round(per_seed * len(todo)))} for {len(todo)} seed(s), "
               f"{per_update:.3g} s per update")
     else:
-        report(args, argv, commands[0], runs, inputs)
+        values = report(args, argv, commands[0], runs, inputs)
     for i, (command, run) in enumerate(todo, 1):
         start = time.monotonic()
         print(f"seed {run.seed}, {i} of {len(todo)}")
         run_seed(args, command, run, inputs.blobs)
         finished = sorted([*finished, run], key=lambda run: run.seed)
-        report(args, argv, commands[0], finished, inputs)
+        values = report(args, argv, commands[0], finished, inputs)
         if args.delete_checkpoints:
             delete_checkpoint(run)
         left = (time.monotonic() - start) * (len(todo) - i)
-        print(f"seed {run.seed} is done; about {datetime.timedelta(seconds=round(left))} to go")
+        mine = next(seed for seed in values["seeds"] if seed["seed"] == run.seed)
+        print(f"seed {run.seed} is done: valid {mine['valid']:.2f}, test {mine['test']:.2f}; "
+              f"about {datetime.timedelta(seconds=round(left))} to go")
+    print(markdown(values))
     print(f"wrote {os.path.join(args.out, 'report.md')}")
 
 

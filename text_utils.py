@@ -15,7 +15,7 @@ import sentencepiece
 import spacy
 from tqdm import tqdm
 
-from utils import BadInput, MissingInput
+from utils import BadInput, MissingInput, read_text
 
 REPLACEMENTS = {"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"}
 # A run of one of these signs is set apart by spaces. The backslash is not among them: the original
@@ -42,11 +42,11 @@ def read_encoder(path):
         MissingInput, BadInput: absent, or not a JSON object from pieces to the ids 0 .. n-1.
     """
     _require_file(path)
+    text = read_text(path, WHERE_FROM)
     try:
-        with open(path, encoding="utf-8") as f:
-            encoder = json.load(f)
+        encoder = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: is not JSON in UTF-8 ({str(error)[:100]}); expected a JSON object from pieces "
+        raise BadInput(f"{path}: is not JSON ({str(error)[:100]}); expected a JSON object from pieces "
                        f"to ids; {WHERE_FROM}") from None
     if not isinstance(encoder, dict) or not encoder:
         raise BadInput(f"{path}: holds a JSON {type(encoder).__name__}, expected a non-empty object from pieces to ids")
@@ -67,17 +67,16 @@ def read_merges(path):
         MissingInput, BadInput: absent, not UTF-8, or a line that is not two pieces.
     """
     _require_file(path)
-    try:
-        with open(path, encoding="utf-8", newline="") as f:
-            lines = f.read().split("\n")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: is not UTF-8 at byte {error.start}; {WHERE_FROM}") from None
+    lines = read_text(path, WHERE_FROM).split("\n")
     if not lines[0].startswith("#version"):
         raise BadInput(f"{path}: line 1 is {lines[0][:60]!r}, expected '#version: ...' and then one merge a line; "
                        f"{WHERE_FROM}")
     merges = {}
     for number, line in enumerate(lines[1:], 2):
         pair = tuple(line.rstrip("\r").split(" "))
+        if pair in merges:
+            raise BadInput(f"{path}: line {number} repeats the merge of line {merges[pair] + 2}; the file is damaged; "
+                           f"{WHERE_FROM}")
         if len(pair) == 2 and all(pair):
             merges[pair] = len(merges)
         elif number != len(lines) or line:
@@ -203,7 +202,8 @@ class SentencePieceEncoder:
             data = f.read()
         self.is_released = hashlib.sha256(data).hexdigest() == RELEASED_SPIECE_SHA256
         try:
-            self.model = sentencepiece.SentencePieceProcessor(model_proto=data)
+            self.model = sentencepiece.SentencePieceProcessor()
+            self.model.LoadFromSerializedProto(data)
         except (RuntimeError, ValueError, OSError) as error:
             raise BadInput(f"{path}: is no SentencePiece model ({len(data):,} bytes; {str(error)[:100]}); "
                            f"{SPIECE_FROM}") from None

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import time
+import zipfile
 
 import numpy as np
 import torch
@@ -153,11 +154,48 @@ def load_tensors(path, map_location="cpu"):
     if not os.path.isfile(path):
         raise MissingInput(f"{path}: not found; expected a file written by an earlier run")
     try:
+        if zipfile.is_zipfile(path):
+            _check_zip(path)
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many types here; each means the file is unusable
         reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
         raise BadInput(f"{path}: cannot be read as a file of tensors ({reason}); "
                        "delete it or give another") from None
+
+
+def _check_zip(path):
+    """Compare a zip file with its checksums, which torch.save writes but torch.load does not look at.
+
+    Where a record is shorter than its tensor, or marked as a folder, torch.load would take whatever lies behind it
+    in memory for the tensor.
+
+    Raises:
+        ValueError, or what zipfile raises: something is damaged.
+    """
+    with zipfile.ZipFile(path) as f:
+        folder = 0x10  # MS-DOS attribute
+        damaged = f.testzip() or next((record.filename for record in f.infolist() if record.external_attr & folder
+                                       or (record.CRC and not record.file_size)), None)
+    if damaged is not None:
+        raise ValueError(f"the record {damaged!r} does not fit its checksum")
+
+
+def read_text(path, remedy):
+    """Return what a text file in UTF-8 holds; a binary file is refused before it takes more memory than its size.
+
+    Args:
+        remedy: what to do about a file that is no text, the end of the message.
+    Raises:
+        BadInput: a NUL, or not UTF-8.
+    """
+    with open(path, "rb") as f:
+        data = f.read()
+    if b"\0" in data:
+        raise BadInput(f"{path}: holds a NUL at byte {data.index(0)}, so it is no text; {remedy}")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: is not UTF-8 at byte {error.start}; {remedy}") from None
 
 
 def encode_dataset(*splits, encoder):

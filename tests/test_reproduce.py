@@ -121,6 +121,7 @@ def test_finished_seeds_are_skipped_and_new_ones_added(work, monkeypatch, capsys
     assert written(work)["seeds"] == first["seeds"] and (work.folder / "out" / "report.md").exists()
     out = capsys.readouterr().out
     assert "finished already: seeds 42, 43" in out and "estimate" not in out
+    assert (work.folder / "out" / "report.md").read_text() in out
     for seed in (42, 43):  # deleted, though seed 42 was finished before that was asked for
         assert os.listdir(work.folder / "out" / "save" / f"reproduce-{seed}") == ["best_params"]
 
