@@ -30,7 +30,7 @@ import training
 from loss import linear_cross_entropy
 from model_pytorch import ACT_FNS, LMModel, export_openai_model, load_openai_pretrained_model
 from released_weights import read_pretrained
-from text_utils import TextEncoder, english_tokenizer, split_words
+from text_utils import TextEncoder, english_tokenizer, read_encoder, split_words
 from utils import BadInput, OneLineParser, load_tensors, require_ranges, run_script, warn, write_atomically
 
 VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")  # OpenAI's names, whatever the number of merges
@@ -74,7 +74,6 @@ def check_args(args, world):
 
     Returns:
         n_positions: rows of position embeddings, n_ctx or those of the model in --init_dir.
-        n_vocab: tokens of the model in --init_dir, or None.
     Raises:
         BadInput, MissingInput: naming the option, its value and the allowed values.
     """
@@ -94,7 +93,7 @@ def check_args(args, world):
         raise BadInput(f"--model_dir {args.model_dir} holds a model already ({taken[0]}), which would be lost; "
                        "give another folder, or delete that one")
     if args.init_dir is None:
-        return args.n_ctx, None
+        return args.n_ctx
     weights = read_pretrained(args.init_dir)
     (n_positions, n_embd), n_vocab = weights["positions"].shape, len(weights["tokens"])
     n_layer = sum(name.endswith("ln_1.g") for name in weights)
@@ -103,7 +102,11 @@ def check_args(args, world):
                        f"give --n_embd {n_embd} --n_layer {n_layer}")
     if args.n_ctx > n_positions:
         raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {n_positions}, the positions in {args.init_dir}")
-    return n_positions, n_vocab
+    n_pieces = len(read_encoder(os.path.join(args.init_dir, VOCABULARY[0])))
+    if n_pieces != n_vocab:
+        raise BadInput(f"{args.init_dir}: the vocabulary has {n_pieces} pieces, but the weights have {n_vocab} tokens; "
+                       "the two do not belong together")
+    return n_positions
 
 
 def read_words(paths, verbose=True):
@@ -216,15 +219,12 @@ def main(argv=None):
     """Run what the options ask for; see the top of this file."""
     args = parse_args(argv)
     world = distributed.join(args.device)
-    n_positions, n_vocab_init = check_args(args, world)
+    n_positions = check_args(args, world)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     folder = os.path.dirname(training.paths(args)["checkpoint"])
     encoder, train, held_out = load_data(args, folder)
     n_vocab = len(encoder.encoder)
-    if n_vocab_init not in (None, n_vocab):
-        raise BadInput(f"{args.init_dir}: the vocabulary has {n_vocab} pieces, but the weights have {n_vocab_init} "
-                       "tokens; the two do not belong together")
     n_updates_total = training.updates_per_epoch(len(train), args) * args.n_iter
     if args.n_warmup >= n_updates_total:
         raise BadInput(f"--n_warmup is {args.n_warmup}, but the run has only {n_updates_total} updates; lower it, for "

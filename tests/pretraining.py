@@ -1,0 +1,52 @@
+"""Small texts, and options for pre-training runs that end in a second."""
+
+import random
+
+NAMES, PLACES = "Ann Tom Zoë Max Ida Rob".split(), "the park|the zoo|school|a café|the lake".split("|")
+THINGS, FEELINGS = "cake kite drum lamp book coat".split(), "happy sad proud tired angry".split()
+
+
+def stories(n, seed=0):
+    """n short stories, one a line."""
+    rng = random.Random(seed)
+
+    def story():
+        name, place, thing = rng.choice(NAMES), rng.choice(PLACES), rng.choice(THINGS)
+        return (f"{name} wanted a {thing}. So {name} went to {place}, and looked for it. \"A {thing}!\" said {name} at "
+                f"{place}. {name} was {rng.choice(FEELINGS)} now.")
+
+    return [story() for _ in range(n)]
+
+
+def write_text(folder, n=100, seed=0):
+    """Write n stories to a file; return its path as a string."""
+    path = folder / f"text{n}_{seed}.txt"
+    path.write_text("\n".join(stories(n, seed)) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def argv(folder, settings):
+    """A command line whose files all go under `folder`, from options by name; None leaves one out."""
+    settings = dict(desc="tiny", device="cpu", log_dir=folder / "log", save_dir=folder / "save",
+                    model_dir=folder / "out") | settings
+    line = []
+    for name, value in settings.items():
+        if value is True:
+            line.append(f"--{name}")
+        elif isinstance(value, (list, tuple)):
+            line += [f"--{name}", *map(str, value)]
+        elif value is not None and value is not False:
+            line += [f"--{name}", str(value)]
+    return line
+
+
+def stop_after(monkeypatch, optimizer, updates):
+    """Make an optimizer class raise KeyboardInterrupt in the step after `updates` ones."""
+    step, count = optimizer.step, iter(range(updates))
+
+    def counted(self, closure=None):
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return step(self, closure)
+
+    monkeypatch.setattr(optimizer, "step", counted)
