@@ -358,6 +358,52 @@ def test_damaged_files_load_right_or_are_refused_in_one_line(honest_files, kind)
     assert outcomes["refused"] > 0 and (outcomes["loaded"] > 0 or CASES < 50), outcomes
 
 
+def in_directory(data, record, at, value):
+    """Overwrite bytes of a record's entry in a zip file's central directory."""
+    start = data.rindex(b"PK\1\2", 0, data.rindex(record))
+    return data[:start + at] + value + data[start + at + len(value):]
+
+
+FOUND = {  # what long runs have found, each once an error of another kind or a wrong load
+    "a header NumPy's tokenizer stumbles over": ("released", "params_3.npy", lambda d: d.replace(b"}", b"(", 1)),
+    "a damaged zip file for parameters": ("released", "params_3.npy", lambda d: b"PK\3\4" + d[4:]),
+    "a merge twice": ("merges", "vocab_40000.bpe", lambda d: d + d.split(b"\n")[2] + b"\n"),
+    "a letter of a checkpoint's key": ("checkpoint", "checkpoint", lambda d: d.replace(b"weight_d", b"weight_D", 1)),
+    "a number in a checkpoint": ("checkpoint", "checkpoint", lambda d: d.replace(b"G\xbf\xf8", b"G\xbf\xf9", 1)),
+    "a checkpoint's tensor of no bytes": (
+        "checkpoint", "checkpoint", lambda d: in_directory(d, b"archive/data/7", 20, b"\0" * 8)),
+    "a checkpoint's tensor marked as a folder": (
+        "checkpoint", "checkpoint", lambda d: in_directory(d, b"archive/data/7", 38, b"\x10")),
+}
+
+
+@pytest.mark.parametrize("what", FOUND)
+def test_what_long_runs_have_found(honest_files, what):
+    kind, name, damage = FOUND[what]
+    folder, files = honest_files[kind]
+    data = damage(files[name])
+    assert data != files[name]
+    replace(folder / name, data)
+    try:
+        value, _ = peaks(lambda: KINDS[kind][1](folder))
+    finally:
+        replace(folder / name, files[name])
+    assert isinstance(value, BadInput) and name in str(value) and "\n" not in str(value)
+
+
+@pytest.mark.parametrize("kind, name", [
+    ("encoder", "encoder_bpe_40000.json"), ("merges", "vocab_40000.bpe"), ("released", "params_shapes.json")])
+def test_a_large_binary_file_for_a_text_takes_no_more_than_its_size(honest_files, kind, name):
+    folder, files = honest_files[kind]
+    data = np.random.default_rng(0).bytes(4 << 20)
+    replace(folder / name, data)
+    try:
+        value, peak = peaks(lambda: KINDS[kind][1](folder))
+    finally:
+        replace(folder / name, files[name])
+    assert isinstance(value, BadInput) and peak < 2 * len(data)
+
+
 def test_the_damage_is_the_same_every_time():
     data = json.dumps({"a": list(range(300))}).encode()
     draws = [[damaged(data, random.Random(seed), [b"other"]) for seed in range(50)] for _ in range(2)]
