@@ -60,9 +60,9 @@ class Dense(nn.Module):
 def linear(x, weight):
     """F.linear, made faster for the few rows of a decoding step.
 
-    Of a float32 weight with out >= in, BLAS computes weight @ x.T several times faster than
-    x @ weight.T while x has few rows, and two rows faster than one (measured on 2 CPU cores with
-    in = 512: 1.8 to 2.8 times for 1 row, 3 to 4 times for 4, about 2 times for 8).
+    Of a float32 weight with out >= in, BLAS computes weight @ x.T faster than x @ weight.T while x
+    has few rows, and two rows faster than one. The product alone, measured on 2 CPU cores for T5-small's
+    weights with in = 512: 2.1 to 2.8 times as fast for 1 row, 2.8 to 4.2 for 4, 1.7 to 2.1 for 8.
 
     Args:
         x: [..., in]; weight: [out, in].
