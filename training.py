@@ -160,6 +160,8 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
         Stopped: SIGINT or SIGTERM came; a checkpoint has been written.
     """
     file = paths(args)
+    per_epoch = updates_per_epoch(orders.shape[1], args)
+    total = per_epoch * len(orders)
     options = dict(vars(args))
     options["data"] = int(fingerprint)
     state = {"n_updates": 0, "n_epochs": 0, "best_score": -math.inf, "orders": torch.as_tensor(orders)}
@@ -176,8 +178,6 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
                   else f"no checkpoint at {file['checkpoint']}: starting from the beginning")
     n_batch_train = args.n_batch * args.n_gpu
     orders = state["orders"].numpy()
-    per_epoch = updates_per_epoch(orders.shape[1], args)
-    total = per_epoch * len(orders)
 
     def save_checkpoint():
         if world.is_first:

@@ -42,7 +42,7 @@ def test_cached_equals_uncached_id_for_id(b, t, settings):
     runs = [generate.generate_gpt(model, ids, 23, **settings, cached=cached, generator=torch.Generator().manual_seed(3))
             for cached in (True, False)]
     assert torch.equal(*runs) and runs[0].shape == (b, 23) and runs[0].max() < 93
-    assert runs[0].unique().numel() > 3
+    assert runs[0].unique().numel() > 2
 
 
 def test_greedy_takes_the_most_probable_word(capsys):
