@@ -166,16 +166,14 @@ def load_tensors(path, map_location="cpu"):
 def _check_zip(path):
     """Compare a zip file with its checksums, which torch.save writes but torch.load does not look at.
 
-    Where a record is shorter than its tensor, or marked as a folder, torch.load would take whatever lies behind it
-    in memory for the tensor.
+    Of a record marked as a folder torch.load reads nothing, and takes whatever is in memory for the tensor.
 
     Raises:
         ValueError, or what zipfile raises: something is damaged.
     """
     with zipfile.ZipFile(path) as f:
         folder = 0x10  # MS-DOS attribute
-        damaged = f.testzip() or next((record.filename for record in f.infolist() if record.external_attr & folder
-                                       or (record.CRC and not record.file_size)), None)
+        damaged = f.testzip() or next((r.filename for r in f.infolist() if r.external_attr & folder), None)
     if damaged is not None:
         raise ValueError(f"the record {damaged!r} does not fit its checksum")
 
