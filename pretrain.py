@@ -54,6 +54,8 @@ def parse_args(argv):
     model.add_argument("--n_head", type=int, default=12, help="attention heads")
     model.add_argument("--n_layer", type=int, default=12, help="blocks")
     model.add_argument("--afn", choices=tuple(ACT_FNS), default="gelu", help="activation function")
+    model.add_argument("--init_std", type=float, default=0.02,
+                       help="standard deviation of the initial weights; a narrow model learns sooner from e.g. 0.06")
     for part, where in (("embd", "entries of the embedding matrix"), ("attn", "attention weights"),
                         ("resid", "outputs of attention and MLP")):
         model.add_argument(f"--{part}_pdrop", type=float, default=0.1, help=f"dropout probability of {where}")
@@ -82,7 +84,7 @@ def check_args(args, world):
         "held_out": (1e-9, 0.5), "n_merges": (1, None), "n_chars": (1, None), "n_ctx": (2, None), "n_embd": (1, None),
         "n_head": (1, None), "n_layer": (1, None), "embd_pdrop": (0, below_one), "attn_pdrop": (0, below_one),
         "resid_pdrop": (0, below_one), "lr": (0, None), "n_warmup": (0, None), "l2": (0, None), "b1": (0, below_one),
-        "b2": (0, below_one), "e": (0, None)})
+        "b2": (0, below_one), "e": (0, None), "init_std": (1e-9, 1)})
     training.check_options(args, world)
     if args.n_embd % args.n_head:
         raise BadInput(f"--n_head is {args.n_head}, which does not divide --n_embd {args.n_embd}")
@@ -235,7 +237,12 @@ def main(argv=None):
               f"{n_vocab:,} in the vocabulary, {n_updates_total:,} updates")
 
     model = LMModel(args, n_vocab + n_positions, n_positions)
-    if args.init_dir is not None:
+    if args.init_dir is None:
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.ndim > 1:
+                    p *= args.init_std / 0.02
+    else:
         load_openai_pretrained_model(model, n_transfer=args.n_layer, n_embd=args.n_embd, path=args.init_dir,
                                      verbose=world.is_first)
     model.to(world.device)
