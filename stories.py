@@ -270,7 +270,7 @@ airport
         on a tropical [island|atoll]
     did: renewed the [passport|visa] in good time; weighed the [luggage|suitcase] twice; learned some phrases
         from a [guidebook|tape]; queued at the airline [counter|desk]
-    luck: the [pilot|captain] announced a smooth flight; an [upgrade|window seat] came free at the gate; the
+    luck: the [pilot|captain] announced a smooth flight; a [upgrade|window seat] came free at the gate; the
         clouds [parted|thinned] over the runway
     trouble: the [passport|visa] was still on the kitchen shelf; a [storm|blizzard] closed the runway; the
         airline lost the [luggage|suitcase]
@@ -387,7 +387,7 @@ marathon
         the night before; pinned on a [number|bib]
     luck: a runner in [yellow|orange] set a steady pace; a [drummer|band] cheered at each corner; the
         [legs|lungs] still felt fresh at mile nine
-    trouble: a [blister|stitch] burned from mile three; the [heat|sun] was merciless at noon; an
+    trouble: a [blister|stitch] burned from mile three; the [heat|sun] was merciless at noon; a
         [ankle|hamstring] gave way on a bend
     happy: broke the [tape|ribbon] with arms raised; draped a foil [blanket|cape] like a hero; raised a fortune
         for the [orphanage|hospice]; hung the finisher's [medal|plaque] by the bed
