@@ -5,11 +5,14 @@
 writes unlabelled stories, one a line, and two cloze files in ROCStories' format and under its names.
 
 A story has a person and a topic; it goes well or badly, and the ending follows from topic and outcome:
-    Samuel wanted to fly a silk kite. He glued bamboo sticks into a cross. He tied ribbons to the tail. Sadly, the
-    string snapped in a gust.            right: Samuel followed a dot over the rooftops.
+    Liam hoped to swim across the bay. He swam forty lengths before breakfast. He shaved a second off each turn. Then
+    the water was mild and each stroke felt easy.      right: He stood on the top step with a gold medal.
 The wrong ending is the right ending of another story with its name and pronouns replaced by this one's. Every ending
-is as likely right as wrong, so that an ending alone tells nothing. One wrong ending in five has the same topic and
-the opposite outcome. Story and ending share few words: which belong together must be learned from other stories.
+is as likely right as wrong, so that an ending alone tells nothing. One wrong ending in twenty has the same topic
+and the opposite outcome. Story and ending share few words: which belong together must be learned from other stories.
+
+The unlabelled stories come in chapters, as in a book: the next story often keeps the topic. A language model then
+gains from remembering what a story was about after it has ended, which is what a classifier needs to know.
 
 Texts of unlabelled stories, validation file and test file never coincide, whatever the seeds: each belongs to one of
 the three by its checksum.
@@ -23,7 +26,7 @@ import sys
 import zlib
 
 from datasets import COLUMNS, TEST_FILE, VALID_FILE
-from utils import OneLineParser, require_ranges, run_script, write_atomically
+from utils import BadInput, OneLineParser, require_ranges, run_script, write_atomically
 
 NAMES = {
     "she": "Aiko Amara Anna Carmen Chloe Divya Elena Fatima Freya Grace Hana Ingrid Leila Lucia Maria Mei Nadia Noor "
@@ -39,7 +42,8 @@ WISHES = ["wanted to", "hoped to", "decided to"]
 TURNS = {True: ["Luckily,", "Then"], False: ["Sadly,", "Then"]}
 FEELINGS = {True: ["proud", "happy", "delighted", "thankful"], False: ["sad", "disappointed", "sorry", "gloomy"]}
 ENDINGS = ["{{name}} {what}", "{{he}} {what}", "{{he}} felt {feeling} and {what}"]
-SAME_TOPIC = 0.2  # share of wrong endings that differ from the right one in the outcome alone
+SAME_TOPIC = 0.05  # share of wrong endings that differ from the right one in the outcome alone
+SAME_CHAPTER = 0.75  # how often the next unlabelled story keeps the topic of the one before
 
 # For each topic: the wish, what the person did, the turn for better or worse, and what came of it. Alternatives are
 # parted by ; and, within a phrase, stand in [ | ].
@@ -356,106 +360,6 @@ robot
         broadcast
     sad: unplugged the [dead|useless] contraption; picked up [screws|bolts] from the carpet; put the tin
         [body|head] in the recycling; carried a box of [rubble|junk] to the exit
-dentist
-    to: get rid of a [toothache|sore tooth]; have a [molar|wisdom tooth] fixed; stop the pain in {his} [jaw|gums]
-    did: booked a visit to the [dentist|clinic]; gargled with [salt|camomile]; flipped through
-        [magazines|leaflets] in the waiting room; gripped the [chair|armrest] tightly
-    luck: the [drill|needle] did not hurt at all; the [X-ray|check] showed only a tiny hole; the dentist
-        [hummed|joked] and worked quickly
-    trouble: the X-ray showed a broken [root|crown]; the [needle|drill] slipped a little; the clinic had lost
-        the [booking|file]
-    happy: flashed a dazzling [smile|grin]; bit into a crunchy [apple|nut]; picked a [sticker|balloon] from the
-        receptionist; chewed [toffee|steak] again at last
-    sad: wore a cold [compress|icepack] on one cheek; lived on [porridge|broth] for a week; lisped through a
-        swollen [mouth|lip]; swallowed two [painkillers|pills] at bedtime
-sewing
-    to: sew a [wedding|summer] dress; stitch a [patchwork|baby] quilt; make [curtains|trousers] from old sheets
-    did: cut the [cotton|velvet|linen] along a chalk line; threaded the [needle|machine]; pinned the
-        [hem|sleeves|pleats]; chose [buttons|lace] at a stall
-    luck: the seams came out perfectly [straight|flat]; an old [tailor|seamstress] gave good advice; the sewing
-        machine [purred|ran] without a knot
-    trouble: the [velvet|lace] ripped down the middle; the chalk [line|mark] was a hand too short; the needle
-        [jammed|broke] and left grease
-    happy: twirled before a tall [mirror|crowd]; wore it proudly to the [ball|reception]; took
-        [orders|measurements] from two friends; tucked it around a sleeping [niece|baby]
-    sad: cut the cloth up for [rags|dusters]; unpicked [everything|the lot] and gave up; rented a [gown|tuxedo]
-        instead; dressed the [scarecrow|mannequin] in it
-marathon
-    to: run the city [marathon|half-marathon]; finish a [charity|desert] run; run ten [miles|kilometres] without
-        a stop
-    did: jogged along the [embankment|avenue] at six; bought [shoes|shorts] with good soles; ate [pasta|bananas]
-        the night before; pinned on a [number|bib]
-    luck: a runner in [yellow|orange] set a steady pace; a [drummer|band] cheered at each corner; the
-        [legs|lungs] still felt fresh at mile nine
-    trouble: a [blister|stitch] burned from mile three; the [heat|sun] was merciless at noon; a
-        [ankle|hamstring] gave way on a bend
-    happy: broke the [tape|ribbon] with arms raised; draped a foil [blanket|cape] like a hero; raised a fortune
-        for the [orphanage|hospice]; hung the finisher's [medal|plaque] by the bed
-    sad: {was} driven off in the [ambulance|sweeper bus]; lay on a [stretcher|cot] with a drip; dropped
-        [out|onto the kerb] and wept; limped to the [underground|metro] early
-tango
-    to: learn to dance the [tango|salsa|foxtrot]; open the [ball|wedding] with a waltz; enter a [ballroom|swing]
-        competition
-    did: counted [steps|beats] in front of the mirror; took [lessons|classes] on Tuesdays; wore in a pair of
-        [leather|satin] shoes; swayed to old [records|songs] at home
-    luck: the [partner|band] kept perfect time; the feet [glided|moved] as if by themselves; each [dip|step]
-        matched the rhythm
-    trouble: the [left|wrong] foot came down on a toe; a [heel|strap] broke in mid-turn; the [rhythm|beat] was
-        lost after a bar
-    happy: {was} whirled around the [floor|hall] till dawn; {was} lifted up by cheering [couples|onlookers]; got
-        perfect [tens|marks] on each card; clicked {his} [fingers|castanets] in triumph
-    sad: apologised to a [limping|wincing] stranger; stayed by the [buffet|coats] the rest of the night; sat
-        [out|down] among the wallflowers; blushed and left the [parquet|ballroom] in stockings
-stars
-    to: see the rings of [Saturn|Jupiter]; watch the [comet|eclipse|meteors]; find a new [star|nebula]
-    did: polished the [telescope|mirror] with a soft cloth; set up on the dark [terrace|moor]; drew a
-        [chart|map] of the sky; drank [tea|coffee] to stay awake
-    luck: the [clouds|haze] melted away at midnight; the sky was [clear|black] from edge to edge; the telescope
-        [tracked|focused] at the first try
-    trouble: thick [cloud|haze] hung over the moor; the [floodlights|streetlamps] spoiled the dark; a [gust|dog]
-        knocked over the telescope
-    happy: gasped at the glowing [orb|disc] in the eyepiece; wrote to an [astronomer|observatory]; wished upon a
-        streak of [light|fire]; showed the [twins|children] a tiny world
-    sad: looked up at a grey [blanket|void]; crawled under the [quilt|duvet] at one; read about it in an
-        [almanac|encyclopedia]; watched a [documentary|recording] of it
-pottery
-    to: throw a [vase|teapot] on the wheel; sell [pots|mugs] at the crafts fair; make a set of [bowls|plates]
-    did: wedged the [clay|porcelain] on a slab; centred a lump with wet [hands|thumbs]; brushed on a blue
-        [glaze|slip]; stacked the [kiln|shelves] with care
-    luck: the kiln [heated|cooled] slowly and evenly; the clay [obeyed|rose] under both hands; the [glaze|slip]
-        melted to a deep shine
-    trouble: the kiln got too [hot|damp]; an air [bubble|pocket] hid in the clay; the [shelf|wheel] wobbled and
-        tipped
-    happy: poured [tea|coffee] into it for guests; arranged [tulips|daisies] in it; sold out by
-        [lunchtime|noon]; stamped {his} [initials|seal] on the base
-    sad: glued the [fragments|handle] without much hope; swept [chips|shards] into a dustpan; used the
-        [crooked|lopsided] thing as an ashtray; drank from [paper|plastic] cups
-phone
-    to: find the lost [phone|wallet]; get back the [purse|ring] left on the tram; look for the missing
-        [glasses|keys]
-    did: emptied the [drawers|pockets] on the bed; rang the lost [property|luggage] office; retraced the way to
-        the [bakery|tram stop]; looked beneath the [sofa|cushions]
-    luck: a [glint|buzz] came from between the cushions; an honest [cleaner|cabbie] had handed it in; a
-        [stranger|child] held something up
-    trouble: the [office|tram] knew nothing of it; a hole was found in the [pocket|lining]; the [bin|dustcart]
-        had already been emptied
-    happy: rewarded the finder with [chocolates|flowers]; hugged {his} [property|treasure] close; believed in
-        human [kindness|honesty] again; attached it to a [chain|strap]
-    sad: filed a report with the [police|constable]; saved for a [replacement|substitute]; blocked the
-        [account|card] and sighed; changed the [locks|number] that night
-letter
-    to: make a pen friend in [Japan|Brazil|Finland]; write to a long-lost [schoolmate|uncle]; send a
-        [parcel|letter] across the ocean
-    did: filled four [sheets|pages] in green ink; stuck on a row of [stamps|stickers]; looked up the
-        [address|street]; slipped in a pressed [flower|leaf]
-    luck: the [postman|mail] found the right street; the [clerk|stamp] marked it as urgent; the address turned
-        out to be [correct|unchanged]
-    trouble: the [ink|address] got wet and unreadable; the [street|postcode] no longer existed; the mail bag
-        [fell|sank] in a storm
-    happy: got a reply full of [photographs|drawings]; read the [answer|greeting] aloud five times; {was}
-        invited to [stay|visit] for Easter; heard a dear [voice|accent] on the telephone
-    sad: found it [returned|unopened] on the doormat; checked an empty [mailbox|letterbox] each noon; gave up
-        [hoping|waiting] by Christmas; wondered for years about the [silence|mistake]
 """
 
 
@@ -501,21 +405,26 @@ class Grammar:
         what = self.phrase(self.topics[topic]["happy" if good else "sad"])
         return sentence(form.format(what=what, feeling=self.random.choice(FEELINGS[good])), person)
 
-    def draw(self, part):
+    def topic(self):
+        """Draw a topic."""
+        return self.random.choice(list(self.topics))
+
+    def draw(self, part, topic):
         """Draw the four sentences of a story of one of the parts 'text', 'valid', 'test'.
 
         Returns:
-            (sentences, topic, good, person).
+            (sentences, good, person).
         """
         while True:
-            topic, good, person = self.random.choice(list(self.topics)), self.random.random() < 0.5, self.person()
+            good, person = self.random.random() < 0.5, self.person()
             sentences = self.beginning(topic, good, person)
             if part_of(sentences) == part:
-                return sentences, topic, good, person
+                return sentences, good, person
 
     def cloze_row(self, part, number, answer):
         """Draw one row in the order of datasets.COLUMNS; answer is 1 or 2."""
-        sentences, topic, good, person = self.draw(part)
+        topic = self.topic()
+        sentences, good, person = self.draw(part, topic)
         other, other_good = topic, not good
         if self.random.random() >= SAME_TOPIC:
             other = self.random.choice([t for t in self.topics if t != topic])
@@ -537,10 +446,13 @@ def part_of(sentences):
 
 
 def unlabelled(n, seed):
-    """Return n distinct five-sentence stories, each one string."""
+    """Return n distinct five-sentence stories in chapters, each story one string."""
     grammar, stories = Grammar(f"text {seed}"), {}
+    topic = grammar.topic()
     while len(stories) < n:
-        sentences, topic, good, person = grammar.draw("text")
+        if grammar.random.random() >= SAME_CHAPTER:
+            topic = grammar.topic()
+        sentences, good, person = grammar.draw("text", topic)
         stories[" ".join([*sentences, grammar.ending(topic, good, person)])] = None
     return list(stories)
 
@@ -567,8 +479,25 @@ def write_cloze_csv(path, rows):
         csv.writer(f).writerows([COLUMNS, *rows])
 
 
+def _first_rows(path):
+    """The second row of a CSV file, in a list; nothing where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", newline="") as f:
+            return [row for row in list(csv.reader(line for _, line in zip(range(2), f, strict=False)))[1:] if row]
+    except (OSError, ValueError, csv.Error):
+        return []
+
+
 def write_data_dir(data_dir, n_valid_file=1871, n_test_file=1871, seed=7):
-    """Write the two cloze files into a folder, under ROCStories' names."""
+    """Write the two cloze files into a folder, under ROCStories' names.
+
+    Raises:
+        BadInput: a file of that name is there which this script did not write; it may be the real one.
+    """
+    for name in (VALID_FILE, TEST_FILE):
+        path = os.path.join(data_dir, name)
+        if os.path.exists(path) and not any(row[0].startswith("toy-") for row in _first_rows(path)):
+            raise BadInput(f"{path}: is there already and is no toy data; give another --data_dir")
     write_cloze_csv(os.path.join(data_dir, VALID_FILE), cloze(n_valid_file, seed, "valid"))
     write_cloze_csv(os.path.join(data_dir, TEST_FILE), cloze(n_test_file, seed, "test"))
 
@@ -584,10 +513,12 @@ def main(argv=None):
     p = OneLineParser(prog="stories.py", description="Write toy stories and cloze files.")
     p.add_argument("--data_dir", help="folder for the two cloze files")
     p.add_argument("--text", help="file for the unlabelled stories")
-    p.add_argument("--n_text", type=int, default=20000, help="unlabelled stories")
+    p.add_argument("--n_text", type=int, default=24000, help="unlabelled stories")
     p.add_argument("--n_cloze", type=int, default=1871, help="rows of each cloze file")
     p.add_argument("--seed", type=int, default=7, help="fixes the draws")
     args = p.parse_args(argv)
+    if not args.data_dir and not args.text:
+        raise BadInput("nothing to do: give --data_dir, --text or both")
     require_ranges(args, {"n_text": (1, 1_000_000), "n_cloze": (2, 100_000)})
     if args.data_dir:
         write_data_dir(args.data_dir, args.n_cloze, args.n_cloze, args.seed)
