@@ -37,7 +37,7 @@ def parse_args(argv):
     p.add_argument("--n_samples", type=int, default=1, help="continuations of each prompt")
     p.add_argument("--temperature", type=float, default=0.0, help="0: always the most probable token")
     p.add_argument("--top_k", type=int, default=0, help="draw from the k most probable tokens only; 0: from all")
-    p.add_argument("--top_p", type=float, default=1.0, help="draw from the most probable tokens of this joint probability")
+    p.add_argument("--top_p", type=float, default=1.0, help="draw from the most probable tokens of this total share")
     p.add_argument("--beams", type=int, default=1, help="beam search with so many beams (T5)")
     p.add_argument("--alpha", type=float, default=0.6, help="exponent of the beam search's length penalty")
     p.add_argument("--seed", type=int, default=42, help="fixes the draws")

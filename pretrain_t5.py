@@ -33,10 +33,12 @@ from span_corruption import corrupt, random_spans_helper
 from t5_pytorch import (
     EOS,
     FEED_FORWARD_KINDS,
+    SIZE_OPTIONS,
     T5,
     T5_CONFIGS,
     export_t5_model,
     load_t5_pretrained_model,
+    own_size,
     read_t5_config,
     shift_right,
 )
@@ -45,9 +47,6 @@ from utils import BadInput, OneLineParser, load_tensors, require_ranges, run_scr
 
 MAX_LINES = 1_000_000  # the vocabulary is learned from at most so many, spread evenly over the text
 Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in training only
-# option -> arguments of T5 it sets
-SIZES = {"d_model": ("dim",), "d_ff": ("d_ff",), "n_head": ("enc_heads", "dec_heads"),
-         "d_kv": ("enc_dim_head", "dec_dim_head"), "n_layer": ("enc_depth", "dec_depth")}
 
 
 def parse_args(argv):
@@ -86,7 +85,7 @@ def check_args(args, world):
     Raises:
         BadInput, MissingInput: naming the option, its value and the allowed values.
     """
-    sizes = [name for name in (*SIZES, "feed_forward", "dropout") if getattr(args, name) is not None]
+    sizes = [name for name in (*SIZE_OPTIONS, "feed_forward", "dropout") if getattr(args, name) is not None]
     ranges = {name: (0, 1 - 1e-9) if name == "dropout" else (1, None) for name in sizes if name != "feed_forward"}
     require_ranges(args, training.RANGES | ranges | {
         "held_out": (1e-9, 0.5), "n_pieces": (4, None), "n_ctx": (4, None), "noise_density": (1e-9, 0.5),
@@ -124,16 +123,8 @@ def model_config(args, n_tokens):
             raise BadInput(f"{args.init_dir}: spiece.model has {n_tokens} ids with the sentinels, but the model only "
                            f"{config['enc_num_tokens']}; the two do not belong together")
         return config
-    config = dict(T5_CONFIGS[args.model])
-    for option, arguments in SIZES.items():
-        if getattr(args, option) is not None:
-            config.update(dict.fromkeys(arguments, getattr(args, option)))
-    if args.feed_forward is not None:
-        config.update(feed_forward=args.feed_forward, tie_logits=args.feed_forward == "relu")
-    if args.dropout is not None:
-        config.update(dropout=args.dropout)
-    config.update(dict.fromkeys(("enc_num_tokens", "dec_num_tokens"), -(-n_tokens // 128) * 128))
-    return config
+    config = own_size(T5_CONFIGS[args.model], args, n_tokens)
+    return config if args.dropout is None else config | {"dropout": args.dropout}
 
 
 def learn_vocabulary(lines, n_pieces):

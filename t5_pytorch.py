@@ -4,7 +4,8 @@ Raffel et al. 2019, "Exploring the Limits of Transfer Learning with a Unified Te
 Transformer"; the code is tensorflow/mesh (transformer.py, transformer_layers.py, vocab_embeddings.py),
 configured by the `t5` package. Version 1.0 has a ReLU feed-forward layer and takes its logits from the
 embedding; version 1.1 has a gated GELU and its own logits. Top to bottom: primitives, attention,
-feed-forward, layers, block, stack, model, the released sizes, the loader. t5_decoding.py generates.
+feed-forward, layers, block, stack, model, the released sizes. t5_weights.py reads and writes checkpoints,
+t5_decoding.py generates.
 
     model = T5(**T5_CONFIGS["small"])
     load_t5_pretrained_model(model, "t5-small/")
@@ -16,24 +17,27 @@ Letters in the shape comments:
     d width of the model (dim)   h heads   k size of a head (dim_head)   f inner width   v vocabulary
 """
 
-import glob
-import json
 import math
-import os
-import re
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 
-import tf_checkpoint
-from utils import BadInput, MissingInput, write_atomically
+from t5_weights import (  # noqa: F401 (offered from here too)
+    EOS,
+    FEED_FORWARD_KINDS,
+    MAX_DISTANCE,
+    NUM_BUCKETS,
+    PAD,
+    START,
+    checkpoint_names,
+    export_t5_model,
+    load_t5_pretrained_model,
+    read_t5_config,
+)
+from utils import BadInput
 
-PAD, EOS, START = 0, 1, 0
-NUM_BUCKETS, MAX_DISTANCE = 32, 128
 MASKED = -1e9  # added to the scores of positions that may not be seen; in softmax exactly 0
-FEED_FORWARD_KINDS = ("relu", "gated-gelu")
 
 
 class Dense(nn.Module):
@@ -527,170 +531,24 @@ T5_CONFIGS = {
 }
 
 
-def checkpoint_names(name, rms_norm=False):
-    """The names a parameter of T5 has in the two kinds of released checkpoints.
-
-        encoder.block.0.layer.0.layer_norm.scale
-            encoder/block_000/layer_000/layer_norm/scale    encoder.block.0.layer.0.layer_norm.weight
-
-    Args:
-        name: as in model.named_parameters().
-        rms_norm: the newer TensorFlow names of the norms (version 1.1).
-    Returns:
-        (TensorFlow's name, the Hub's name in T5ForConditionalGeneration).
-    """
-    hub = name.replace(".scale", ".weight").replace("decoder.logits.", "lm_head.")
-    hub = hub.replace("coder.embedding.", "coder.embed_tokens.")
-    tf = re.sub(r"(block|layer)\.(\d+)", lambda m: f"{m[1]}_{int(m[2]):03d}", name).replace(".", "/")
-    tf = re.sub(r"(wi|wi_0|wi_1|wo|logits)/weight$", r"\1/kernel", tf)
-    tf = tf.replace("shared/weight", "shared/embedding").removesuffix("/weight")
-    if rms_norm:
-        tf = re.sub(r"(final_)?layer_norm/scale", "rms_norm/scale", tf)
-    return tf, hub
+# option of the T5 scripts -> arguments of T5 it sets, for a model of one's own size
+SIZE_OPTIONS = {"d_model": ("dim",), "d_ff": ("d_ff",), "n_head": ("enc_heads", "dec_heads"),
+                "d_kv": ("enc_dim_head", "dec_dim_head"), "n_layer": ("enc_depth", "dec_depth")}
 
 
-def load_t5_pretrained_model(model, path, fresh=()):
-    """Copy a released checkpoint into `model`. Names, count and shapes are checked before anything is.
+def own_size(config, args, n_tokens):
+    """Return constructor arguments of T5 changed by the options that were given, for a model without weights.
 
     Args:
-        model: a T5 of the checkpoint's size; see T5_CONFIGS.
-        path: a TensorFlow checkpoint (folder or prefix, as tf_checkpoint.read_checkpoint), or the Hub's
-            model.safetensors (the file, or a folder with it or with its parts model-0000x-of-0000y).
-        fresh: names of parameters that the checkpoint may lack; they keep their values.
-    Returns:
-        {"loaded": [parameter names], "fresh": [parameter names left as they were]}.
-    Raises:
-        MissingInput: nothing at path.
-        BadInput: damaged, or not the checkpoint of this model; the model is untouched.
+        config: constructor arguments to start from.
+        args: parsed options with SIZE_OPTIONS and feed_forward, each None where not given.
+        n_tokens: ids of the vocabulary, sentinels included; rounded up to a multiple of 128, as in the original.
     """
-    path = os.fspath(path)
-    files = _hub_files(path)
-    if files:
-        tensors = _read_hub(files, tied=model.tie_logits)
-        names = {name: checkpoint_names(name)[1] for name, _ in model.named_parameters()}
-    else:
-        try:
-            tensors = tf_checkpoint.read_checkpoint(path)
-        except MissingInput as error:
-            raise MissingInput(f"{error}; or give a folder with the Hub's model.safetensors") from None
-        rms_norm = any("rms_norm/" in name for name in tensors)
-        names = {name: checkpoint_names(name, rms_norm)[0] for name, _ in model.named_parameters()}
-        tensors = {name: tensor if tensor.dim() < 2 or name.endswith("embedding") else tensor.t()  # [in, out]
-                   for name, tensor in tensors.items()}
-    parameters = dict(model.named_parameters())
-    loaded = [name for name in parameters if names[name] in tensors or name not in fresh]
-    lacking = [names[name] for name in loaded if names[name] not in tensors]
-    foreign = sorted(tensors.keys() - set(names.values()))
-    misfits = [f"{names[name]} {list(tensors[names[name]].shape)} instead of {list(parameters[name].shape)}"
-               for name in loaded
-               if names[name] in tensors and tensors[names[name]].shape != parameters[name].shape]
-    problems = [f"{what} {len(found)}, such as {found[0]}" for what, found in (
-        ("variables lacking:", lacking), ("unknown:", foreign), ("of another shape:", misfits)) if found]
-    if problems:
-        raise BadInput(f"{path}: is not a checkpoint of this model ({'; '.join(problems)}); build the T5 with "
-                       "the entry of T5_CONFIGS that the checkpoint was made with")
-    with torch.no_grad():
-        for name in loaded:
-            parameters[name].copy_(tensors[names[name]])
-    return {"loaded": loaded, "fresh": [name for name in parameters if name not in loaded]}
-
-
-def _hub_files(path):
-    """The .safetensors files at path: itself, or a folder's model.safetensors, or its parts."""
-    if path.endswith(".safetensors"):
-        return [path]
-    whole = os.path.join(path, "model.safetensors")
-    if os.path.isfile(whole):
-        return [whole]
-    parts = sorted(glob.glob(os.path.join(glob.escape(path), "model-*-of-*.safetensors")))
-    if parts and len(parts) != int(re.search(r"(\d+)\.safetensors$", parts[0])[1]):
-        raise MissingInput(f"{path}: has {len(parts)} of the parts that {os.path.basename(parts[0])} belongs to; "
-                           "download the others too")
-    return parts
-
-
-def _read_hub(files, tied):
-    """Read {name: tensor} of the Hub's layout, without the copies and leftovers some files contain."""
-    tensors = {}
-    for file in files:
-        if not os.path.isfile(file):
-            raise MissingInput(f"{file}: not found; expected model.safetensors of a T5 from the Hugging Face Hub")
-        try:
-            tensors.update(load_file(file))
-        except Exception as error:  # the library raises its own type, OSError or ValueError
-            raise BadInput(f"{file}: cannot be read as safetensors ({str(error).splitlines()[0][:150]}); "
-                           "download it again") from None
-    copies = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"] + ["lm_head.weight"] * tied
-    for name in copies:
-        if name in tensors and "shared.weight" in tensors and tensors[name].equal(tensors["shared.weight"]):
-            del tensors[name]
-    # An early conversion of version 1.0 kept a bias table that cross-attention never had a use for.
-    tensors.pop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", None)
-    return tensors
-
-
-def read_t5_config(path):
-    """Return the constructor arguments of T5 that config.json in a folder of the Hub's layout describes.
-
-    Raises:
-        MissingInput, BadInput: absent, or not the configuration of a T5.
-    """
-    file = os.path.join(path, "config.json")
-    if not os.path.isfile(file):
-        raise MissingInput(f"{file}: not found; copy it from the model's folder on the Hugging Face Hub")
-    try:
-        with open(file, encoding="utf-8") as f:
-            config = json.load(f)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{file}: is not JSON in UTF-8 ({str(error)[:100]}); download it again") from None
-    # what older configurations leave out
-    config = {"feed_forward_proj": "relu", "tie_word_embeddings": True, "dropout_rate": 0.1, **config} \
-        if isinstance(config, dict) else {}
-    config.setdefault("num_decoder_layers", config.get("num_layers"))
-    sizes = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "num_decoder_layers", "vocab_size")
-    wrong = [name for name in sizes if type(config.get(name)) is not int or not 0 < config[name] < 1 << 24]
-    wrong += ["feed_forward_proj"] * (config.get("feed_forward_proj") not in FEED_FORWARD_KINDS)
-    wrong += ["tie_word_embeddings"] * (type(config.get("tie_word_embeddings")) is not bool)
-    rate = config.get("dropout_rate")
-    wrong += ["dropout_rate"] * (type(rate) not in (int, float) or not 0 <= rate < 1)
-    if wrong:
-        raise BadInput(f"{file}: {wrong[0]} is {config.get(wrong[0])!r}; expected the configuration of a T5")
-    both = {"num_tokens": config["vocab_size"], "heads": config["num_heads"], "dim_head": config["d_kv"]}
-    return dict(dim=config["d_model"], d_ff=config["d_ff"], dropout=config["dropout_rate"],
-                feed_forward=config["feed_forward_proj"], tie_logits=config["tie_word_embeddings"],
-                enc_depth=config["num_layers"], dec_depth=config["num_decoder_layers"],
-                **{f"{side}_{name}": value for side in ("enc", "dec") for name, value in both.items()})
-
-
-def export_t5_model(model, path):
-    """Write a T5 to the folder `path` in the Hub's layout: config.json and model.safetensors.
-
-    load_t5_pretrained_model and transformers' T5ForConditionalGeneration read it.
-
-    Raises:
-        BadInput: source and target differ in embedding, heads or inner width, which the layout cannot say; or the
-            folder cannot be written.
-    """
-    def sizes(stack):
-        layers = stack.block[0].layer
-        attention = layers[0].SelfAttention
-        return {"num_heads": attention.heads, "d_kv": attention.q.weight.shape[0] // attention.heads,
-                "d_ff": layers[-1].DenseReluDense.wo.weight.shape[1]}
-
-    if not model.tie_token_emb or sizes(model.encoder) != sizes(model.decoder):
-        raise BadInput("the Hub's layout knows one embedding, and two stacks of the same heads and inner width; "
-                       "this T5 differs")
-    gated = model.encoder.block[0].layer[-1].DenseReluDense.gated
-    config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True,
-              "vocab_size": len(model.shared.weight), "d_model": model.dim, **sizes(model.encoder),
-              "num_layers": len(model.encoder.block), "num_decoder_layers": len(model.decoder.block),
-              "feed_forward_proj": "gated-gelu" if gated else "relu", "tie_word_embeddings": model.tie_logits,
-              "dropout_rate": model.encoder.dropout.p, "layer_norm_epsilon": 1e-6,
-              "relative_attention_num_buckets": NUM_BUCKETS, "relative_attention_max_distance": MAX_DISTANCE,
-              "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": START}
-    with write_atomically(os.path.join(path, "config.json")) as temporary, open(temporary, "w") as f:
-        json.dump(config, f, indent=2)
-    tensors = {checkpoint_names(name)[1]: parameter.detach().contiguous()
-               for name, parameter in model.named_parameters()}
-    with write_atomically(os.path.join(path, "model.safetensors")) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    config = dict(config)
+    for option, arguments in SIZE_OPTIONS.items():
+        if getattr(args, option) is not None:
+            config.update(dict.fromkeys(arguments, getattr(args, option)))
+    if args.feed_forward is not None:
+        config.update(feed_forward=args.feed_forward, tie_logits=args.feed_forward == "relu")
+    config.update(dict.fromkeys(("enc_num_tokens", "dec_num_tokens"), -(-n_tokens // 128) * 128))
+    return config

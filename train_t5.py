@@ -25,9 +25,11 @@ from t5_pytorch import (
     EOS,
     FEED_FORWARD_KINDS,
     PAD,
+    SIZE_OPTIONS,
     T5,
     T5_CONFIGS,
     load_t5_pretrained_model,
+    own_size,
     read_t5_config,
     shift_right,
 )
@@ -36,9 +38,6 @@ from utils import BadInput, OneLineParser, require_ranges, run_script, warn
 
 TARGETS = ("choice1", "choice2")
 Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in training only
-# option -> arguments of T5 it sets, for a model of one's own size
-SIZES = {"d_model": ("dim",), "d_ff": ("d_ff",), "n_head": ("enc_heads", "dec_heads"),
-         "d_kv": ("enc_dim_head", "dec_dim_head"), "n_layer": ("enc_depth", "dec_depth")}
 
 
 def parse_args(argv):
@@ -73,7 +72,7 @@ def check_args(args, world):
     require_ranges(args, training.RANGES | {"dropout": (0, 1 - 1e-9), "n_ctx": (8, None), "lr": (0, None)})
     training.check_options(args, world)
     finetuning.check_task_options(args)
-    given = [name for name in (*SIZES, "feed_forward") if getattr(args, name) is not None]
+    given = [name for name in (*SIZE_OPTIONS, "feed_forward") if getattr(args, name) is not None]
     if given and not args.from_scratch:
         raise BadInput(f"--{given[0]} sets the size of a model without weights: give --from_scratch too")
     require_ranges(args, {name: (1, None) for name in given if name != "feed_forward"})
@@ -89,17 +88,13 @@ def model_config(args, n_tokens):
         MissingInput, BadInput: neither --model nor config.json, or sizes missing.
     """
     if args.model:
-        config = dict(T5_CONFIGS[args.model])
+        config = T5_CONFIGS[args.model]
     elif args.from_scratch and args.d_model:
-        config = dict(T5_CONFIGS["small"], feed_forward=args.feed_forward or "relu")
-        config.update(tie_logits=config["feed_forward"] == "relu")
+        config = T5_CONFIGS["small"]
     else:
         config = read_t5_config(args.model_dir)
-    for option, arguments in SIZES.items():
-        if getattr(args, option) is not None:
-            config.update(dict.fromkeys(arguments, getattr(args, option)))
     if args.from_scratch:
-        config.update(dict.fromkeys(("enc_num_tokens", "dec_num_tokens"), -(-n_tokens // 128) * 128))
+        config = own_size(config, args, n_tokens)
     elif config["enc_num_tokens"] < n_tokens:
         raise BadInput(f"{args.model_dir}: spiece.model has {n_tokens} ids with the sentinels, but the model only "
                        f"{config['enc_num_tokens']}; the two do not belong together")

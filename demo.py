@@ -1,0 +1,177 @@
+"""The papers' claim in minutes, on any machine, with nothing downloaded.
+
+    python demo.py              toy stories -> pre-training -> released format -> fine-tuning -> accuracies
+    python demo.py --t5         the same with T5
+    python demo.py --seeds 5    fine-tune with 5 seeds: medians and ranges (--seed is the first of them)
+    python demo.py --full       also fine-tune with 0, 1, 2, ... transferred layers
+
+Calls stories.py, pretrain.py, train.py, generate.py and analysis.py as anybody would from a shell, and prints each
+command. Everything is written under --out; what is there already from the same settings is used again.
+"""
+
+import contextlib
+import io
+import os
+import shlex
+import statistics
+import sys
+import time
+
+import analysis
+import datasets
+import generate
+import pretrain
+import pretrain_t5
+import stories
+import train
+import train_t5
+from utils import BadInput, OneLineParser, read_log, require_ranges, run_script
+
+# The narrow width makes larger initial weights and rates learn sooner; the rest are the scripts' defaults.
+GPT = {"n_embd": 96, "n_head": 4, "n_layer": 3}
+GPT_PRETRAIN = GPT | {"n_ctx": 104, "n_merges": 1400, "n_chars": 80, "n_batch": 10, "n_iter": 1, "lr": 4e-3,
+                      "n_warmup": 60, "init_std": 0.06, "embd_pdrop": 0, "attn_pdrop": 0, "resid_pdrop": 0,
+                      "held_out": 0.02, "save_every": 0}
+GPT_FINETUNE = GPT | {"n_ctx": 104, "lr": 2e-3, "save_every": 0}
+# variant -> options of train.py
+GPT_VARIANTS = {"from scratch": {"n_transfer": -1},
+                "pre-trained, no LM term": {"n_transfer": GPT["n_layer"], "lm_coef": 0},
+                "pre-trained": {"n_transfer": GPT["n_layer"]}}
+T5 = {"d_model": 96, "d_ff": 192, "n_head": 4, "d_kv": 24, "n_layer": 2}
+T5_PRETRAIN = T5 | {"n_pieces": 1500, "n_ctx": 104, "n_batch": 16, "n_iter": 2, "n_warmup": 4000, "dropout": 0,
+                    "held_out": 0.02, "save_every": 0}
+T5_FINETUNE = {"n_iter": 3, "save_every": 0}
+T5_VARIANTS = {"from scratch": T5 | {"from_scratch": True}, "pre-trained": {}}
+
+
+def parse_args(argv):
+    """Return the options; see --help."""
+    p = OneLineParser(prog="demo.py", description="Pre-train and fine-tune on toy stories, with and without.")
+    p.add_argument("--out", default="demo/", help="folder for everything")
+    p.add_argument("--seed", type=int, default=42, help="fixes stories, weights and order")
+    p.add_argument("--seeds", type=int, default=1, help="seeds of fine-tuning, --seed and those after it")
+    p.add_argument("--quick", action="store_true", help="few stories and one epoch: shows the path, not the claim")
+    p.add_argument("--full", action="store_true", help="also accuracy against transferred layers (layers.png)")
+    p.add_argument("--t5", action="store_true", help="T5 instead of GPT")
+    return p.parse_args(argv)
+
+
+def command_line(options):
+    """Return the list of words for a dict of options; True stands for an option without a value."""
+    words = []
+    for name, value in options.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
+
+
+def call(script, words):
+    """Print a script's command and run it."""
+    print(f"\n$ python {script.__name__}.py {shlex.join(words)}", flush=True)
+    script.main(words)
+
+
+def finished(script, words, submission):
+    """True if a run with exactly these options has written its submission."""
+    args = script.parse_args(words)
+    log = os.path.join(args.log_dir, f"{args.desc}.jsonl")
+    if not (os.path.isfile(log) and os.path.isfile(submission)):
+        return False
+    header = read_log(log)[0]
+    return all(header.get(name) == value for name, value in vars(args).items())
+
+
+def make_stories(folder, seed, quick):
+    """Write toy stories and cloze files once; return their paths (text file, data folder)."""
+    text, data = os.path.join(folder, "stories.txt"), os.path.join(folder, "data")
+    if not os.path.isfile(text):  # written last
+        words = ["--data_dir", data, "--text", text, "--seed", str(seed)]
+        call(stories, words + (["--n_text", "1500", "--n_cloze", "600"] if quick else []))
+    print(f"\nA toy story: {stories.unlabelled(1, seed)[0]}")
+    row = stories.cloze(1, seed, "test")[0]
+    print(f"A cloze: {' '.join(row[1:5])}\n    1: {row[5]}\n    2: {row[6]}\n    right: {row[7]}")
+    return text, data
+
+
+def fine_tune(script, folder, desc, options):
+    """Fine-tune unless this very run is there already; return (log, test accuracy in percent)."""
+    submission = os.path.join(folder, "submission", desc)
+    words = command_line({"dataset": "rocstories", "desc": desc} | options | {
+        "submit": True, "analysis": True, "data_dir": os.path.join(folder, "data"),
+        "log_dir": os.path.join(folder, "log"), "save_dir": os.path.join(folder, "save"),
+        "submission_dir": submission})
+    file, log = os.path.join(submission, "ROCStories.tsv"), os.path.join(folder, "log", f"{desc}.jsonl")
+    if finished(script, words, file):
+        print(f"\n{desc}: already there")
+    else:
+        call(script, words)
+    with contextlib.redirect_stdout(io.StringIO()):  # the script has printed its own
+        return log, analysis.rocstories(os.path.join(folder, "data"), file, log)[1]
+
+
+def show_sample(folder, model_dir):
+    """Let the pre-trained GPT continue the beginning of a story nobody has shown it."""
+    test, _, _, _ = datasets._rocstories(os.path.join(folder, "data", datasets.TEST_FILE))
+    beginning = ".".join(test[0].split(".")[:2]) + "."
+    call(generate, ["--model_dir", model_dir, "--n_head", str(GPT["n_head"]), "--n_tokens", "30",
+                    "--temperature", "0.5", "--prompt", beginning])
+
+
+def print_table(accuracies):
+    """Print the test accuracies (percent) of each variant, {variant: [one per seed]}."""
+    print("\nAccuracy on the toy test set in percent (chance: 50)")
+    for variant, values in accuracies.items():
+        spread = f"   ({min(values):.1f} to {max(values):.1f}, {len(values)} seeds)" if len(values) > 1 else ""
+        print(f"    {variant:<26}{statistics.median(values):5.1f}{spread}")
+
+
+def main(argv=None):
+    """Run the demonstration; see the top of this file."""
+    args = parse_args(argv)
+    require_ranges(args, {"seed": (0, 2 ** 31), "seeds": (1, 100)})
+    if args.full and args.t5:
+        raise BadInput("--full counts GPT's transferred layers; leave out --t5")
+    begin = time.monotonic()
+    folder = os.path.join(args.out, f"seed{args.seed}" + "-quick" * args.quick)
+    text, data = make_stories(folder, args.seed, args.quick)
+    script, kind = (train_t5, "t5") if args.t5 else (train, "gpt")
+    model_dir = os.path.join(folder, f"model-{kind}")
+    quick = {"n_iter": 1, "n_valid": 100} if args.quick else {}
+
+    if not os.path.isfile(os.path.join(model_dir, "config.json" if args.t5 else "params_shapes.json")):
+        options = {"desc": f"pretrain-{kind}", "text": text, "model_dir": model_dir, "seed": args.seed,
+                   "log_dir": os.path.join(folder, "log"), "save_dir": os.path.join(folder, "save")}
+        if args.t5:
+            call(pretrain_t5, command_line(options | T5_PRETRAIN | ({"n_iter": 1} if args.quick else {})))
+        else:
+            call(pretrain, command_line(options | GPT_PRETRAIN))
+    if not args.t5:
+        show_sample(folder, model_dir)
+
+    settings = (T5_FINETUNE if args.t5 else GPT_FINETUNE) | quick | {"model_dir": model_dir}
+    variants = T5_VARIANTS if args.t5 else GPT_VARIANTS
+    accuracies, logs = {variant: [] for variant in variants}, {}
+    for seed in range(args.seed, args.seed + args.seeds):
+        for variant, options in variants.items():
+            desc = f"{kind}-{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
+            log, accuracy = fine_tune(script, folder, desc, settings | options | {"seed": seed})
+            accuracies[variant].append(accuracy)
+            logs.setdefault(variant, log)
+    if args.full:
+        layers = [logs["from scratch"], logs["pre-trained"]]
+        for n in range(GPT["n_layer"]):
+            desc = f"{kind}-{n}-layers-{args.seed}"
+            layers.append(fine_tune(script, folder, desc, settings | {"n_transfer": n, "seed": args.seed})[0])
+        analysis.draw_layers(layers, os.path.join(folder, "layers.png"))
+    curves = os.path.join(folder, "curves-t5.png" if args.t5 else "curves.png")
+    analysis.draw_curves(list(logs.values()), curves, list(logs))
+
+    print_table(accuracies)
+    real = "train_t5.py --model small --model_dir model/t5-small" if args.t5 else "train.py"
+    print(f"\nEverything is in {folder}: stories, model, logs, submissions, {os.path.basename(curves)}"
+          + (", layers.png" if args.full else "") + f" ({time.monotonic() - begin:.0f} s)."
+          f"\nThe same with the released weights and the real data:\n    python {real} --dataset rocstories "
+          f"--desc rocstories --submit --analysis --data_dir DATA")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
