@@ -272,7 +272,7 @@ def main(argv=None):
                     unigram_ppl=unigram), -va_cost
 
     fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train.tobytes()))
-    training.train(args, model, optimizer, training.draw_orders(args.n_iter, len(train)),
+    training.train(args, model, optimizer, training.SeededOrders(args.seed, args.n_iter, len(train)),
                    lambda rows: model.loss(inputs(train[rows])), evaluate, world, fingerprint)
 
     world.wait()  # the first process has written the best parameters

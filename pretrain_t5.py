@@ -247,8 +247,8 @@ def main(argv=None):
                     unigram_ppl=unigram), -va_cost
 
     fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train.tobytes()))
-    training.train(args, model, optimizer, training.draw_orders(args.n_iter, len(train)), tower_loss, evaluate, world,
-                   fingerprint)
+    orders = training.SeededOrders(args.seed, args.n_iter, len(train))
+    training.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
 
     world.wait()  # the first process has written the best parameters
     model.load_state_dict(load_tensors(training.paths(args)["best"], map_location=world.device))

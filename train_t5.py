@@ -157,6 +157,9 @@ def main(argv=None):
         report = load_t5_pretrained_model(model, args.model_dir)
         if world.is_first:
             print(f"loaded {len(report['loaded'])} variables from {args.model_dir}")
+            if args.model and not encoder.is_released:
+                warn(f"{args.model_dir}: spiece.model is not the vocabulary of the released T5 models (its sha256 "
+                     "differs); python download_model.py brings that one")
     model.to(world.device)
 
     splits = finetuning.read_splits(args)

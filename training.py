@@ -3,9 +3,9 @@
 A script gives it a model, an optimizer, a function from example numbers to a loss, and a function
 that evaluates. The loop knows nothing about what is learned.
 
-Nothing random is carried from one update to the next: the order of the examples is drawn before
-the first update, and dropout is seeded by (seed, update, tower). A checkpoint therefore needs no
-random state, and a run may be continued on another number of processes.
+Nothing random is carried from one update to the next: the order of the examples follows from the
+seed, and dropout is seeded by (seed, update, tower). A checkpoint therefore needs no random state,
+and a run may be continued on another number of processes.
 """
 
 import contextlib
@@ -106,6 +106,22 @@ def draw_orders(n_iter, n_train):
     return np.stack([np.random.permutation(n_train) for _ in range(n_iter)])
 
 
+class SeededOrders:
+    """A shuffled order for each epoch, drawn when it is asked for: for data sets of millions of examples.
+
+    orders[epoch] is an int64 array of the numbers 0 .. n_train - 1.
+    """
+
+    def __init__(self, seed, n_iter, n_train):
+        self.seed, self.n_iter, self.n_train = seed, n_iter, n_train
+
+    def __len__(self):
+        return self.n_iter
+
+    def __getitem__(self, epoch):
+        return np.random.default_rng([self.seed, epoch]).permutation(self.n_train)
+
+
 def updates_per_epoch(n_train, args):
     """Return how many updates n_train examples make; the last, partial batch is dropped.
 
@@ -119,7 +135,7 @@ def updates_per_epoch(n_train, args):
 
 
 def load_checkpoint(path, model, optimizer, options):
-    """Restore model and optimizer from `path` and return the rest, {'n_updates', 'n_epochs', 'best_score', 'orders'}.
+    """Restore model and optimizer from `path` and return the rest, {'n_updates', 'n_epochs', 'best_score'}.
 
     Raises:
         BadInput: the file is damaged, or was written with other options (each is named with both values).
@@ -134,7 +150,7 @@ def load_checkpoint(path, model, optimizer, options):
                            "or another --desc, or start afresh without --resume")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        return {name: saved[name] for name in ("n_updates", "n_epochs", "best_score", "orders")}
+        return {name: saved[name] for name in ("n_updates", "n_epochs", "best_score")}
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise BadInput(f"{path}: is not a checkpoint of this model ({str(error).splitlines()[0][:120]}); "
                        "start afresh without --resume, or give another --desc") from None
@@ -150,7 +166,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     Args:
         args: parsed options, with those of add_options.
         model: on world.device. optimizer: over its parameters.
-        orders: int [n_iter, n_train], the examples in the order of each epoch.
+        orders: n_iter arrays of example numbers, one order for each epoch; see draw_orders and SeededOrders.
         tower_loss: function of example numbers [n_batch] returning their mean loss, a scalar tensor.
         evaluate: function returning (values to log, score); higher scores are better.
         world: see distributed.World.
@@ -160,11 +176,12 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
         Stopped: SIGINT or SIGTERM came; a checkpoint has been written.
     """
     file = paths(args)
-    per_epoch = updates_per_epoch(orders.shape[1], args)
+    order = orders[0]
+    per_epoch = updates_per_epoch(len(order), args)
     total = per_epoch * len(orders)
     options = dict(vars(args))
     options["data"] = int(fingerprint)
-    state = {"n_updates": 0, "n_epochs": 0, "best_score": -math.inf, "orders": torch.as_tensor(orders)}
+    state = {"n_updates": 0, "n_epochs": 0, "best_score": -math.inf}
     resumed = args.resume and os.path.isfile(file["checkpoint"])
     if resumed:
         state = load_checkpoint(file["checkpoint"], model, optimizer, options)
@@ -176,8 +193,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
         if args.resume:
             print(f"continuing after update {state['n_updates']}" if resumed
                   else f"no checkpoint at {file['checkpoint']}: starting from the beginning")
-    n_batch_train = args.n_batch * args.n_gpu
-    orders = state["orders"].numpy()
+    n_batch_train, begin = args.n_batch * args.n_gpu, state["n_updates"]
 
     def save_checkpoint():
         if world.is_first:
@@ -203,7 +219,9 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
                                          disable=not world.is_first) as bar:
         while state["n_updates"] < total:
             epoch, batch = divmod(state["n_updates"], per_epoch)
-            rows = orders[epoch, batch * n_batch_train:(batch + 1) * n_batch_train]
+            if batch == 0 or state["n_updates"] == begin:
+                order = orders[epoch]
+            rows = order[batch * n_batch_train:(batch + 1) * n_batch_train]
             optimizer.zero_grad()
             total_loss = torch.zeros((), device=world.device)
             for tower in range(world.rank, args.n_gpu, world.size):

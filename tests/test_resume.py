@@ -59,7 +59,7 @@ def same_outcome(work, desc, undisturbed):
     saved, lines = outcome(work, desc)
     whole, whole_lines = undisturbed
     assert lines == whole_lines
-    for part in ("model", "optimizer", "n_updates", "n_epochs", "best_score", "orders"):
+    for part in ("model", "optimizer", "n_updates", "n_epochs", "best_score"):
         assert equal(saved[part], whole[part]), part
     best = [torch.load(work.folder / "save" / d / "best_params", weights_only=True) for d in (desc, "whole")]
     assert equal(*best)
