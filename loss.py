@@ -38,15 +38,15 @@ def linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0):
         scale: float32 [N], the weight of each token's loss.
         z_loss: coefficient of the squared log normaliser (T5: 1e-4 in training).
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, scale, z_loss)
+    wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, scale, z_loss, wants_grad)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, scale, z_loss):
+    def forward(ctx, hidden, weight, targets, scale, z_loss, wants_grad):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         with torch.autocast(device, enabled=False):
             h, w = hidden.to(dtype), weight.to(dtype)
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -77,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, d_total):
         d_hidden, d_weight = ctx.saved_tensors
         # The gradients are this call's own tensors: scaling them in place saves a copy of [V, D].
-        return d_hidden.mul_(d_total), d_weight.mul_(d_total), None, None, None
+        return d_hidden.mul_(d_total), d_weight.mul_(d_total), None, None, None, None
 
 
 def lm_token_scale(m):
