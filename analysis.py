@@ -48,7 +48,7 @@ def rocstories(data_dir, pred_path, log_path):
     if len(predictions) != len(labels):
         raise BadInput(f"{pred_path}: has {len(predictions)} predictions, but the test file has {len(labels)} stories")
     test_accuracy = accuracy_score(labels, predictions) * 100.
-    valid_accuracy = max(line["va_acc"] for line in evaluations(log_path))
+    valid_accuracy = best_accuracy(log_path)
     print(f"ROCStories Valid Accuracy: {valid_accuracy:.2f}")
     print(f"ROCStories Test Accuracy:  {test_accuracy:.2f}")
     return valid_accuracy, test_accuracy
@@ -60,17 +60,31 @@ def evaluations(log_path):
     Raises:
         BadInput: there are none.
     """
-    lines = [line for line in read_log(log_path)[1:] if "va_acc" in line]
+    lines = [line for line in read_log(log_path)[1:]
+             if isinstance(line, dict) and {"n_updates", "va_cost"} <= line.keys()]
     if not lines:
         raise BadInput(f"{log_path}: holds no evaluation yet")
     return lines
 
 
+def best_accuracy(log_path):
+    """Return the best validation accuracy in a log, in percent.
+
+    Raises:
+        BadInput: the log is not one of fine-tuning.
+    """
+    accuracies = [line["va_acc"] for line in evaluations(log_path) if "va_acc" in line]
+    if not accuracies:
+        raise BadInput(f"{log_path}: holds no accuracy (va_acc); expected the log of train.py or train_t5.py")
+    return max(accuracies)
+
+
 def draw_curves(log_paths, out, labels=None):
-    """Draw cost (nats per example) and accuracy (percent) over updates, one line per log, into the picture `out`.
+    """Draw validation cost (nats) and, where there is one, accuracy (percent) over updates into the picture `out`.
 
     Args:
-        log_paths: logs of train.py or train_t5.py. labels: their names; the files' names by default.
+        log_paths: logs of any training script; cost is per example in fine-tuning, per token in pre-training.
+        labels: their names; the files' names by default.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     cost, accuracy = figure.subplots(1, 2)
@@ -81,8 +95,8 @@ def draw_curves(log_paths, out, labels=None):
         grey = str(0.6 * i / max(len(labels) - 1, 1))
         style = dict(color=grey, marker=MARKERS[i % len(MARKERS)], markersize=4)
         cost.plot(x, [line["va_cost"] for line in lines], LINES[i % len(LINES)], label=label, **style)
-        accuracy.plot(x, [line["va_acc"] for line in lines], LINES[i % len(LINES)], label=label, **style)
-    cost.set(xlabel="updates", ylabel="validation cost (nats per example)", ylim=(0, None))
+        accuracy.plot(x, [line.get("va_acc", np.nan) for line in lines], LINES[i % len(LINES)], label=label, **style)
+    cost.set(xlabel="updates", ylabel="validation cost (nats)", ylim=(0, None))
     accuracy.set(xlabel="updates", ylabel="validation accuracy (%)")
     accuracy.axhline(50, color="0.8", linewidth=1, zorder=0)
     accuracy.annotate("chance", (0, 50), color="0.5", fontsize=8, va="bottom")
@@ -97,8 +111,10 @@ def draw_layers(log_paths, out):
     """
     by_layers = {}
     for path in log_paths:
-        by_layers.setdefault(read_log(path)[0]["n_transfer"], []).append(
-            max(line["va_acc"] for line in evaluations(path)))
+        header = (read_log(path) or [None])[0]
+        if not isinstance(header, dict) or "n_transfer" not in header:
+            raise BadInput(f"{path}: its first line names no n_transfer; expected the log of train.py")
+        by_layers.setdefault(header["n_transfer"], []).append(best_accuracy(path))
     layers = sorted(by_layers)
     median = np.array([np.median(by_layers[n]) for n in layers])
     spread = np.array([[m - min(by_layers[n]), max(by_layers[n]) - m] for n, m in zip(layers, median, strict=True)]).T

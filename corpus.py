@@ -3,12 +3,13 @@
 What pretrain.py and pretrain_t5.py share. Nothing here knows about a model or a vocabulary.
 """
 
+import math
 import os
 
 import numpy as np
 from tqdm import tqdm
 
-from utils import BadInput, MissingInput
+from utils import BadInput, MissingInput, is_first_process
 
 
 def read_lines(paths, verbose=True):
@@ -22,7 +23,8 @@ def read_lines(paths, verbose=True):
     """
     require_files(paths)
     total = sum(map(os.path.getsize, paths))
-    with tqdm(total=total, unit="B", unit_scale=True, desc="read", leave=False, ncols=80, disable=not verbose) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc="read", leave=False, ncols=80,
+              disable=not verbose or not is_first_process()) as bar:
         for path in paths:
             with open(path, "rb") as f:
                 for number, raw in enumerate(f, 1):
@@ -73,3 +75,8 @@ def unigram_perplexity(train, targets, n_vocab):
     """
     counts = np.bincount(np.ravel(train), minlength=n_vocab) + 1.0
     return float(np.exp(-np.log(counts / counts.sum())[targets].mean()))
+
+
+def perplexity_of(cost):
+    """Return exp(cost) of a cost in nats per token; infinity where that overflows."""
+    return math.exp(cost) if cost < 700 else math.inf

@@ -137,8 +137,8 @@ def main(argv=None):
     model_dir = os.path.join(folder, f"model-{kind}")
     quick = {"n_iter": 1, "n_valid": 100} if args.quick else {}
 
-    if not os.path.isfile(os.path.join(model_dir, "config.json" if args.t5 else "params_shapes.json")):
-        options = {"desc": f"pretrain-{kind}", "text": text, "model_dir": model_dir, "seed": args.seed,
+    if not os.path.isfile(os.path.join(model_dir, "model.safetensors" if args.t5 else "params_shapes.json")):
+        options = {"desc": f"pretrain-{kind}", "text": text, "model_dir": model_dir, "seed": args.seed, "resume": True,
                    "log_dir": os.path.join(folder, "log"), "save_dir": os.path.join(folder, "save")}
         if args.t5:
             call(pretrain_t5, command_line(options | T5_PRETRAIN | ({"n_iter": 1} if args.quick else {})))

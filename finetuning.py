@@ -91,8 +91,10 @@ def write_submission(path, predictions):
 
 def load_best(args, model, world):
     """Put the best parameters of the run into the model, and set it to eval mode."""
-    world.wait()  # the first process has written them
-    model.load_state_dict(load_tensors(training.paths(args)["best"], map_location=world.device))
+    path = training.paths(args)["best"]
+    if world.any(not os.path.isfile(path)):  # which also waits for the first process to have written them
+        raise BadInput(f"{path}: not found by every process; --save_dir must be a folder that all machines share")
+    model.load_state_dict(load_tensors(path, map_location=world.device))
     model.eval()
 
 

@@ -9,7 +9,6 @@ Keys and values of past positions are cached. GPT's position rows are never samp
 perplexity. A text longer than the context is continued from its second half (with one notice).
 """
 
-import math
 import os
 import sys
 
@@ -17,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 import training
+from corpus import perplexity_of
 from loss import linear_cross_entropy
 from model_pytorch import ACT_FNS, Cache, LMModel, dotdict, load_openai_pretrained_model
 from released_weights import read_pretrained
@@ -138,7 +138,7 @@ def perplexity(model, ids):
         window = torch.tensor([ids[start:start + n_ctx]], device=device)                    # [1, t]
         h = model.transformer(with_positions(window, 0, n_vocab))[0, :-1]                   # [t - 1, d]
         total += linear_cross_entropy(h, words, window[0, 1:], torch.ones(len(h), device=device)).item()
-    return math.exp(total / (len(ids) - 1))
+    return perplexity_of(total / (len(ids) - 1))
 
 
 def print_perplexity(args, model, encoder):
@@ -164,9 +164,13 @@ def prompts(args):
         return
     while True:
         try:
-            yield input("prompt> " if sys.stdin.isatty() else "")
+            prompt = input("prompt> " if sys.stdin.isatty() else "")
         except EOFError:
             return
+        except UnicodeDecodeError:
+            raise BadInput("standard input is not UTF-8") from None
+        if prompt.strip():
+            yield prompt
 
 
 def continue_prompt(args, model, encoder, prompt, generator):
@@ -201,7 +205,11 @@ def main(argv=None):
         respond = continue_prompt
     else:
         encoder = SentencePieceEncoder.from_folder(args.model_dir)
-        model = T5(**(dict(T5_CONFIGS[args.size]) if args.size else read_t5_config(args.model_dir)))
+        config = T5_CONFIGS[args.size] if args.size else read_t5_config(args.model_dir)
+        if encoder.n_tokens > config["enc_num_tokens"]:
+            raise BadInput(f"{args.model_dir}: spiece.model has {encoder.n_tokens} ids with the sentinels, but the "
+                           f"model only {config['enc_num_tokens']}; the two do not belong together")
+        model = T5(**config)
         load_t5_pretrained_model(model, args.model_dir)
         model.to(device).eval()
         respond = answer_prompt

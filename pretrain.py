@@ -13,7 +13,6 @@ the training starts from another model folder and keeps its vocabulary. (Radford
 """
 
 import json
-import math
 import os
 import sys
 import zlib
@@ -268,8 +267,8 @@ def main(argv=None):
 
     def evaluate():
         tr_cost, va_cost = cost(train[:len(held_out)]), cost(held_out)
-        return dict(tr_cost=tr_cost, va_cost=va_cost, tr_ppl=math.exp(tr_cost), va_ppl=math.exp(va_cost),
-                    unigram_ppl=unigram), -va_cost
+        return dict(tr_cost=tr_cost, va_cost=va_cost, tr_ppl=corpus.perplexity_of(tr_cost),
+                    va_ppl=corpus.perplexity_of(va_cost), unigram_ppl=unigram), -va_cost
 
     fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train.tobytes()))
     training.train(args, model, optimizer, training.SeededOrders(args.seed, args.n_iter, len(train)),
@@ -280,8 +279,9 @@ def main(argv=None):
     if world.is_first:
         copy_vocabulary(folder, args.model_dir)
         export_openai_model(model, args.model_dir)
-        print(f"wrote {args.model_dir}; fine-tune it with: python train.py --model_dir {args.model_dir} "
-              f"--n_embd {args.n_embd} --n_head {args.n_head} --n_layer {args.n_layer} --n_transfer {args.n_layer}")
+        print(f"wrote {args.model_dir}; fine-tune it with: python train.py --desc NAME --data_dir DATA --submit "
+              f"--analysis --model_dir {args.model_dir} --n_embd {args.n_embd} --n_head {args.n_head} "
+              f"--n_layer {args.n_layer} --n_transfer {args.n_layer} --n_ctx {n_positions} --afn {args.afn}")
     world.leave()
 
 

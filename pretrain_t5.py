@@ -13,7 +13,6 @@ and keeps its sizes and its vocabulary. (Raffel et al. 2019, sections 3.1.2 and 
 """
 
 import io
-import math
 import os
 import re
 import sys
@@ -243,7 +242,8 @@ def main(argv=None):
 
     def evaluate():
         tr_cost, va_cost = cost(*parts["tr"]), cost(*parts["va"])
-        return dict(tr_cost=tr_cost, va_cost=va_cost, tr_ppl=math.exp(tr_cost), va_ppl=math.exp(va_cost),
+        return dict(tr_cost=tr_cost, va_cost=va_cost, tr_ppl=corpus.perplexity_of(tr_cost),
+                    va_ppl=corpus.perplexity_of(va_cost),
                     unigram_ppl=unigram), -va_cost
 
     fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train.tobytes()))
@@ -256,7 +256,8 @@ def main(argv=None):
         with open(os.path.join(folder, "spiece.model"), "rb") as f:
             write_bytes(os.path.join(args.model_dir, "spiece.model"), f.read())
         export_t5_model(model, args.model_dir)
-        print(f"wrote {args.model_dir}; fine-tune it with: python train_t5.py --model_dir {args.model_dir}")
+        print(f"wrote {args.model_dir}; fine-tune it with: python train_t5.py --desc NAME --data_dir DATA --submit "
+              f"--analysis --model_dir {args.model_dir}")
     world.leave()
 
 

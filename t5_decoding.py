@@ -107,7 +107,8 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     if temperature == 0:
         return logits.argmax(-1)
     v = logits.shape[-1]
-    logits, ids = (logits / temperature).topk(min(top_k or v, v))               # largest first
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature             # at most 0: nothing overflows
+    logits, ids = logits.nan_to_num(nan=0.0).topk(min(top_k or v, v))           # largest first
     probabilities = logits.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
     drawn = torch.multinomial(probabilities * (before < top_p), 1, generator=generator)  # [b, 1]

@@ -15,7 +15,7 @@ import sentencepiece
 import spacy
 from tqdm import tqdm
 
-from utils import BadInput, MissingInput, read_text
+from utils import BadInput, MissingInput, is_first_process, read_text
 
 REPLACEMENTS = {"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"}
 # A run of one of these signs is set apart by spaces. The backslash is not among them: the original
@@ -164,7 +164,8 @@ class TextEncoder:
             verbose: show a progress bar.
         """
         encoded = []
-        for text in tqdm(texts, desc="encode", unit="text", disable=not verbose, leave=False, ncols=80):
+        for text in tqdm(texts, desc="encode", unit="text", leave=False, ncols=80,
+                         disable=not verbose or not is_first_process()):
             encoded.append([i for word in self.words(text) for i in self.word_ids(word)])
         return encoded
 
@@ -230,7 +231,8 @@ class SentencePieceEncoder:
             verbose: show a progress bar.
         """
         encoded = []
-        for text in tqdm(texts, desc="encode", unit="text", disable=not verbose, leave=False, ncols=80):
+        for text in tqdm(texts, desc="encode", unit="text", leave=False, ncols=80,
+                         disable=not verbose or not is_first_process()):
             parts = SENTINEL.split(text)  # text, number, text, number, ..., text
             ids = self.model.encode(parts[0])
             for number, part in zip(parts[1::2], parts[2::2], strict=True):

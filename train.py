@@ -197,7 +197,10 @@ def main(argv=None):
 
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
     orders = training.draw_orders(args.n_iter, len(trX))
-    training.train(args, model, optimizer, orders, tower_loss, evaluate, world, zlib.crc32(splits[0][0].tobytes()))
+    fingerprint = 0
+    for array in (*splits[0], *splits[1]):
+        fingerprint = zlib.crc32(np.ascontiguousarray(array).tobytes(), fingerprint)
+    training.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
     if args.submit:
         finetuning.submit(args, model, world, lambda: logits("test"))
     world.leave()

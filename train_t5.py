@@ -190,7 +190,7 @@ def main(argv=None):
 
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
     orders = training.draw_orders(args.n_iter, len(sources[0]))
-    fingerprint = zlib.crc32(repr(sources[0]).encode())
+    fingerprint = zlib.crc32(repr((sources[:2], trY.tolist(), vaY.tolist())).encode())
     training.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
     if args.submit:
         finetuning.submit(args, model, world, lambda: logits("test"))

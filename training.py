@@ -58,7 +58,8 @@ def check_options(args, world):
     if not args.desc or args.desc in (".", "..") or os.path.basename(args.desc) != args.desc or "\0" in args.desc:
         raise BadInput(f"--desc is {args.desc!r}, expected a plain name without slashes")
     if world.size > args.n_gpu:
-        raise BadInput(f"{world.size} processes share --n_gpu {args.n_gpu} towers; start at most {args.n_gpu}")
+        raise BadInput(f"{world.size} processes share --n_gpu {args.n_gpu} towers; start at most {args.n_gpu}, or give "
+                       f"--n_gpu {world.size} and a smaller --n_batch")
 
 
 def paths(args):
@@ -183,11 +184,16 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     options["data"] = int(fingerprint)
     state = {"n_updates": 0, "n_epochs": 0, "best_score": -math.inf}
     resumed = args.resume and os.path.isfile(file["checkpoint"])
+    if world.any(resumed) and world.any(not resumed):
+        raise BadInput(f"{file['checkpoint']}: only some of the processes find this checkpoint; --save_dir must be a "
+                       "folder that all machines share")
     if resumed:
         state = load_checkpoint(file["checkpoint"], model, optimizer, options)
     logger = None
     if world.is_first:
         make_path(file["checkpoint"])
+        if not resumed and os.path.isfile(file["checkpoint"]):  # another run's: never to be resumed as this one
+            os.replace(file["checkpoint"], file["checkpoint"] + ".previous")
         keep = (lambda line: line.get("n_updates", 0) <= state["n_updates"]) if resumed else None
         logger = ResultLogger(file["log"], keep=keep, **options)
         if args.resume:
@@ -196,14 +202,22 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     n_batch_train, begin = args.n_batch * args.n_gpu, state["n_updates"]
 
     def save_checkpoint():
+        require_finite({name: p.detach().abs().sum().item() for name, p in model.named_parameters()})
         if world.is_first:
             save_tensors(file["checkpoint"], {**state, "options": options, "model": model.state_dict(),
                                               "optimizer": optimizer.state_dict()})
+
+    def require_finite(values):
+        wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        if wrong:
+            raise BadInput(f"after update {state['n_updates']}: {wrong[0]}; stopped, the last checkpoint stays; "
+                           "lower --lr or look at the weights that were loaded")
 
     def log():
         model.eval()
         with torch.no_grad():
             values, score = evaluate()
+        require_finite(values)
         model.train()
         if score > state["best_score"]:
             state["best_score"] = score
@@ -251,6 +265,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
             if epoch_ends or stop or (args.save_every and state["n_updates"] % args.save_every == 0):
                 save_checkpoint()
             if stop:
+                world.wait()  # for the first process to have saved
                 raise Stopped(f"stopped by {(signals or ['another process'])[0]} after update {state['n_updates']} of "
                               f"{total}; continue with --resume")
     optimizer.zero_grad()

@@ -56,14 +56,25 @@ def run_script(main, argv=None):
         print(f"{script}: {error}", file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt) as error:
-        print(f"{script}: {error or 'interrupted'}", file=sys.stderr)
+        print(f"{script}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{script}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 
+def is_first_process():
+    """True in the one process of a run, or in the first of several; the others stay quiet."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def warn(message):
-    """Print one line of warning on standard error."""
-    print(f"warning: {message}", file=sys.stderr)
+    """Print one line of warning on standard error, once for all processes."""
+    if is_first_process():
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def require_ranges(args, ranges):

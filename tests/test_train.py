@@ -276,7 +276,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(setup, small_vocabulary, capfd)
     assert run_script(train.main, argv) == 2
     message = capfd.readouterr().err.strip().split("\n")[-1]
     assert "update 1 (epoch 1, batch 1): the loss is nan" in message
-    assert (setup.folder / "save" / "tiny" / "checkpoint").read_bytes() == last_good
+    assert (setup.folder / "save" / "tiny" / "checkpoint.previous").read_bytes() == last_good
+    assert not (setup.folder / "save" / "tiny" / "checkpoint").exists()
 
 
 def test_an_unwritable_folder_gets_one_line(setup, capfd):
