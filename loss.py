@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 # N tokens, V rows of the vocabulary, D width of the hidden states
 
-TOKENS_AT_ONCE = 128
+TOKENS_AT_ONCE = 256
 
 
 def plain_linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0):

@@ -99,7 +99,9 @@ class Dropout(nn.Module):
 class _ByteDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, p):
-        keep = torch.empty(x.shape, dtype=torch.bool).bernoulli_(1 - p)
+        # 32 random bits an entry, two entries of each draw: half the time of bernoulli_ (2 cores, the size of `we`).
+        bits = torch.empty((x.numel() + 1) // 2, dtype=torch.int64).random_(-2 ** 63, None).view(torch.int32)
+        keep = (bits[:x.numel()] < round((1 - p) * 2 ** 32) - 2 ** 31).view(x.shape)
         ctx.save_for_backward(keep)
         ctx.scale = 1 / (1 - p)
         return (x * keep).mul_(ctx.scale)
