@@ -99,7 +99,7 @@ def draw_curves(log_paths, out, labels=None):
     cost.set(xlabel="updates", ylabel="validation cost (nats)", ylim=(0, None))
     accuracy.set(xlabel="updates", ylabel="validation accuracy (%)")
     accuracy.axhline(50, color="0.8", linewidth=1, zorder=0)
-    accuracy.annotate("chance", (0, 50), color="0.5", fontsize=8, va="bottom")
+    accuracy.annotate("chance", (0.01, 50), xycoords=("axes fraction", "data"), color="0.5", fontsize=8, va="bottom")
     accuracy.legend(frameon=False)
     _save(figure, out)
 
