@@ -38,7 +38,7 @@ GPT_VARIANTS = {"from scratch": {"n_transfer": -1},
                 "pre-trained, no LM term": {"n_transfer": GPT["n_layer"], "lm_coef": 0},
                 "pre-trained": {"n_transfer": GPT["n_layer"]}}
 T5 = {"d_model": 96, "d_ff": 192, "n_head": 4, "d_kv": 24, "n_layer": 2}
-T5_PRETRAIN = T5 | {"n_pieces": 1500, "n_ctx": 104, "n_batch": 16, "n_iter": 2, "n_warmup": 4000, "dropout": 0,
+T5_PRETRAIN = T5 | {"n_pieces": 1000, "n_ctx": 104, "n_batch": 16, "n_iter": 2, "n_warmup": 4000, "dropout": 0,
                     "held_out": 0.02, "save_every": 0}
 T5_FINETUNE = {"n_iter": 3, "save_every": 0}
 T5_VARIANTS = {"from scratch": T5 | {"from_scratch": True}, "pre-trained": {}}
