@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -175,3 +177,15 @@ def test_a_vocabulary_larger_than_the_model_is_refused(setup, capfd):
 def test_sources_longer_than_n_ctx_are_cut_with_one_warning(setup, capfd):
     train_t5.main(setup(n_ctx=20, n_iter=1))
     assert capfd.readouterr().err.count("warning") == 1
+
+
+def test_two_processes_end_where_one_does(setup):
+    train_t5.main(setup(desc="one", dropout=0))
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+                          train_t5.__file__, *setup(desc="two", dropout=0)], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    one, two = (torch.load(setup.folder / "save" / desc / "checkpoint", weights_only=True)["model"]
+                for desc in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=0)
+    assert len(read_log(setup.folder / "log" / "two.jsonl")) == 3  # logged once
