@@ -182,7 +182,7 @@ def test_sources_longer_than_n_ctx_are_cut_with_one_warning(setup, capfd):
 def test_two_processes_end_where_one_does(setup):
     train_t5.main(setup(desc="one", dropout=0))
     run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                          train_t5.__file__, *setup(desc="two", dropout=0)], capture_output=True, text=True, timeout=120)
+                          train_t5.__file__, *setup(desc="two", dropout=0)], capture_output=True, text=True, timeout=99)
     assert run.returncode == 0, run.stderr
     one, two = (torch.load(setup.folder / "save" / desc / "checkpoint", weights_only=True)["model"]
                 for desc in ("one", "two"))
