@@ -18,11 +18,12 @@ from tqdm import tqdm
 import training
 from corpus import perplexity_of
 from loss import linear_cross_entropy
+from matmul import matmul
 from model_pytorch import ACT_FNS, Cache, LMModel, dotdict, load_openai_pretrained_model
 from released_weights import read_pretrained
 from t5_decoding import beam_search, sample
 from t5_decoding import generate as generate_t5
-from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, linear, load_t5_pretrained_model, read_t5_config
+from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config
 from text_utils import SentencePieceEncoder, TextEncoder
 from utils import BadInput, MissingInput, OneLineParser, require_ranges, run_script, select_device, warn
 
@@ -117,7 +118,7 @@ def generate_gpt(model, ids, n_tokens, temperature=0.0, top_k=0, top_p=1.0, gene
             h = model.transformer(with_positions(new, cache.length, n_vocab), cache=cache)
         else:
             h = model.transformer(with_positions(ids[:, start:], 0, n_vocab))
-        logits = linear(h[:, -1], words)     # [b, d] x [d, n_vocab] -> [b, n_vocab]
+        logits = matmul(h[:, -1], words.t())     # [b, d] x [d, n_vocab] -> [b, n_vocab]
         token = sample(logits.float(), temperature, top_k, top_p, generator)
         ids = torch.cat([ids, token[:, None]], 1)
     return ids[:, -n_tokens:]

@@ -8,9 +8,14 @@ computed once and none is kept. The plain path it equals is plain_linear_cross_e
 import torch
 import torch.nn.functional as F
 
+from matmul import ROW_MULTIPLE, matmul
+
 # N tokens, V rows of the vocabulary, D width of the hidden states
 
-TOKENS_AT_ONCE = 256
+# Of GPT's vocabulary, 192 tokens' logits and 2048 rows of the gradient fit into 32 MB each: what is computed
+# is still in the cache when it is read. A GPU wants larger products.
+TOKENS_AT_ONCE = {"cpu": 192, "cuda": 1024}
+WEIGHT_ROWS_AT_ONCE = {"cpu": 2048, "cuda": 1 << 20}
 
 
 def plain_linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0):
@@ -48,28 +53,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         with torch.autocast(device, enabled=False):
-            h, w = hidden.to(dtype), weight.to(dtype)
+            n_tokens, padding = len(hidden), -len(hidden) % ROW_MULTIPLE
+            h, w = F.pad(hidden, (0, 0, 0, padding)).to(dtype), weight.to(dtype)
+            targets, scale = F.pad(targets, (0, padding))[:, None], F.pad(scale, (0, padding))[:, None]
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            d_hidden = torch.empty_like(hidden) if wants_grad else None
+            d_hidden = torch.empty_like(h, dtype=hidden.dtype) if wants_grad else None
             d_weight = torch.zeros_like(weight) if wants_grad else None
-            for start in range(0, len(h), TOKENS_AT_ONCE):
-                part = slice(start, start + TOKENS_AT_ONCE)
-                target = targets[part, None]
-                logits = (h[part] @ w.T).float()                        # [n, D] x [D, V] -> [n, V]
-                at_target, top = logits.gather(1, target), logits.amax(-1, keepdim=True)
+            for start in range(0, len(h), TOKENS_AT_ONCE[device]):
+                part = slice(start, start + TOKENS_AT_ONCE[device])
+                logits = matmul(h[part], w.t()).float()                 # [n, D] x [D, V] -> [n, V]
+                at_target, top = logits.gather(1, targets[part]), logits.amax(-1, keepdim=True)
                 exp = logits.sub_(top).exp_()                           # in place: one [n, V] at a time
                 z = exp.sum(-1, keepdim=True)                           # [n, 1]
                 log_z = top + z.log()
-                total += ((log_z - at_target + z_loss * log_z.square()) * scale[part, None]).sum()
+                total += ((log_z - at_target + z_loss * log_z.square()) * scale[part]).sum()
                 if wants_grad:
                     # d loss / d logits = scale * ((1 + 2 z_loss log_z) softmax(logits) - one_hot(target))
-                    factor = scale[part, None] * (1 + 2 * z_loss * log_z) / z
-                    d_logits = exp.mul_(factor).scatter_add_(1, target, -scale[part, None]).to(dtype)
-                    d_hidden[part] = d_logits @ w                       # [n, V] x [V, D] -> [n, D]
-                    if dtype == weight.dtype:
-                        d_weight.addmm_(d_logits.T, h[part])            # [V, n] x [n, D] -> [V, D]
-                    else:
-                        d_weight += d_logits.T @ h[part]
+                    factor = scale[part] * (1 + 2 * z_loss * log_z) / z
+                    d_logits = exp.mul_(factor).scatter_add_(1, targets[part], -scale[part]).to(dtype)
+                    d_hidden[part] = matmul(d_logits, w)                # [n, V] x [V, D] -> [n, D]
+                    size = WEIGHT_ROWS_AT_ONCE[device]
+                    for rows, columns in zip(d_weight.split(size), d_logits.split(size, 1), strict=True):
+                        rows += matmul(columns.t(), h[part])            # [v, n] x [n, D] -> [v, D]
+            if wants_grad:
+                d_hidden = d_hidden[:n_tokens]
         ctx.save_for_backward(d_hidden, d_weight)
         return total
 

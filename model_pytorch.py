@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from loss import linear_cross_entropy, lm_token_scale
+from matmul import matmul
+from packing import Packing
 from released_weights import layer_names, read_pretrained, released_shapes, write_released
 from utils import BadInput
 
@@ -78,8 +80,7 @@ class Conv1D(nn.Module):
 
     def forward(self, x):
         """[..., nx] -> [..., nf]."""
-        y = torch.addmm(self.b, x.reshape(-1, x.size(-1)), self.w)  # [rows, nx] x [nx, nf] -> [rows, nf]
-        return y.view(*x.shape[:-1], -1)
+        return matmul(x, self.w, self.b)  # [..., nx] x [nx, nf] -> [..., nf]
 
 
 class Dropout(nn.Module):
@@ -109,33 +110,6 @@ class _ByteDropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_y):
         return (d_y * ctx.saved_tensors[0]).mul_(ctx.scale), None
-
-
-class Packing:
-    """Sequences without their padding: the kept positions of a [b, t] grid as one list of n.
-
-    Everything but attention works on single positions, so it need not see the padding at all;
-    Attention unfolds to the grid and back. Causality makes this exact for the kept positions as
-    long as every position they attend to is kept too.
-
-    Args:
-        keep: bool [b, t], the positions to compute.
-        mask: bool [b, 1, t, t], True where row i may attend to column j; None for plain causal.
-    """
-
-    def __init__(self, keep, mask=None):
-        self.grid = keep.shape
-        self.index = keep.flatten().nonzero().squeeze(1)  # [n]
-        self.mask = mask
-
-    def pack(self, x):
-        """[b, t, ...] -> [n, ...]."""
-        return x.flatten(0, 1).index_select(0, self.index)
-
-    def unpack(self, x):
-        """[n, d] -> [b, t, d], zero where nothing was kept."""
-        b, t = self.grid
-        return x.new_zeros(b * t, x.size(-1)).index_copy(0, self.index, x).view(b, t, -1)
 
 
 class Cache:
@@ -320,7 +294,7 @@ class LMHead(nn.Module):
         """
         if self.trunc_and_reshape:
             h = h[:, :-1].reshape(-1, h.size(-1))                    # [b, t, d] -> [b(t-1), d]
-        return F.linear(h, self.decoder.weight if we is None else we)  # [..., d] x [d, v] -> [..., v]
+        return matmul(h, (self.decoder.weight if we is None else we).t())  # [..., d] x [d, v] -> [..., v]
 
 
 class _ClassifyHead(nn.Module):

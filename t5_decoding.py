@@ -10,7 +10,8 @@ import math
 
 import torch
 
-from t5_pytorch import EOS, MASKED, PAD, START, additive, linear
+from matmul import matmul
+from t5_pytorch import EOS, MASKED, PAD, START, additive
 from utils import BadInput
 
 
@@ -72,7 +73,7 @@ class Decoder:
         for block, memory, cache in zip(model.decoder.block, self.memory, self.caches, strict=True):
             x = block(x, bias, memory, self.memory_bias, cache=cache)
         self.position += 1
-        return linear(model.before_logits(model.decoder.final_layer_norm(x)), model.logits_weight()).float()
+        return matmul(model.before_logits(model.decoder.final_layer_norm(x)), model.logits_weight().t()).float()
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ import finetuning
 import opt
 import training
 from loss import linear_cross_entropy
+from matmul import matmul
 from t5_pytorch import (
     EOS,
     FEED_FORWARD_KINDS,
@@ -136,7 +137,7 @@ def target_log_probs(model, src, candidates):
     targets = candidates.repeat(b, 1)                                            # [bc, t]
     hidden = model.decoder(model.embed_target(shift_right(targets)), targets != PAD, memory,
                            mask.repeat_interleave(c, 0))                         # [bc, t, d]
-    logits = F.linear(model.before_logits(hidden), model.logits_weight()).float()
+    logits = matmul(model.before_logits(hidden), model.logits_weight().t()).float()
     log_p = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=PAD)
     return log_p.view(b, c, t).sum(-1)
 

@@ -80,7 +80,10 @@ def test_odd_rows_train_and_evaluate(run, kind, capsys):
     with torch.no_grad():
         lm_logits, logits = model(X)
         torch.testing.assert_close(model.choice_logits(X), logits, atol=1e-5, rtol=1e-5)
-        assert [int(p.split("\t")[1]) for p in predictions] == logits.argmax(1).tolist()
+        chosen = torch.tensor([int(p.split("\t")[1]) for p in predictions])
+        apart = (logits[:, 0] - logits[:, 1]).abs() > 1e-5  # between equal endings rounding decides
+        assert torch.equal(chosen[apart], logits.argmax(1)[apart])
+        assert apart.any() or kind == "the same ending twice"
         token_losses = torch.nn.functional.cross_entropy(
             lm_logits, X[:, :, 1:, 0].flatten().long(), reduction="none").view(*X.shape[:2], -1)
         lm_losses = (token_losses * M[:, :, 1:]).sum(-1) / M[:, :, 1:].sum(-1)

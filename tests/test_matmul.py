@@ -1,0 +1,87 @@
+"""matmul's fast path against torch's plain products."""
+
+import pytest
+import torch
+
+import matmul as matmul_module
+from matmul import matmul
+from packing import Packing
+
+ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN: one path only")
+
+
+def plain(x, w, b=None):
+    torch.backends.mkldnn.enabled = False
+    try:
+        return matmul(x, w, b)
+    finally:
+        torch.backends.mkldnn.enabled = True
+
+
+def operands(rows, n_in, n_out, transposed, bias, dtype=torch.float32):
+    torch.manual_seed(0)
+    x = torch.randn(*rows, n_in, dtype=dtype, requires_grad=True)
+    w = torch.randn(*((n_out, n_in) if transposed else (n_in, n_out)), dtype=dtype, requires_grad=True)
+    b = torch.randn(n_out, dtype=dtype, requires_grad=True) if bias else None
+    return x, w, b
+
+
+@ONEDNN
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 2), (5,), (3, 17), (67,), (3, 0)])
+@pytest.mark.parametrize("n_in, n_out", [(12, 12), (12, 37), (37, 12)])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_value_and_gradients_are_the_plain_ones(rows, n_in, n_out, transposed, bias):
+    x, w, b = operands(rows, n_in, n_out, transposed, bias)
+    leaves = [t for t in (x, w, b) if t is not None]
+    results = []
+    for product in (matmul, plain):
+        y = product(x, w.t() if transposed else w, b)
+        results.append([y, *torch.autograd.grad(y.sin().sum(), leaves)])
+    assert results[0][0].shape == (*rows, n_out)
+    for ours, expected in zip(*results, strict=True):
+        assert ours.is_contiguous()
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():  # where a few rows go another way
+        y = matmul(x, w.t() if transposed else w, b)
+    assert y.is_contiguous()
+    torch.testing.assert_close(y, results[1][0], rtol=1e-5, atol=1e-5)
+
+
+@ONEDNN
+def test_fast_path_is_taken_for_float32_on_a_cpu_only(monkeypatch):
+    taken = []
+    product = matmul_module._OneDNNProduct.apply
+    monkeypatch.setattr(matmul_module._OneDNNProduct, "apply", lambda *a: taken.append(1) or product(*a))
+    x, w, _ = operands((7,), 5, 11, False, False)
+    matmul(x, w)
+    assert taken == [1]
+    matmul(x.double(), w.double())
+    plain(x, w)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert matmul(x, w).dtype == torch.bfloat16
+    assert taken == [1]
+
+
+@ONEDNN
+def test_second_derivative_is_the_plain_one():
+    x, w, b = operands((7,), 5, 11, False, True)
+    results = []
+    for product in (matmul, plain):
+        d_x, = torch.autograd.grad(product(x, w, b).sin().sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(d_x.square().sum(), (x, w, b)))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [(3, 9, 1), (40, 40, 40), (33, 31, 40), (1, 1, 1)])
+def test_packing_keeps_every_kept_position_once_in_order(lengths):
+    keep = torch.arange(40) < torch.tensor(lengths)[:, None]
+    packing = Packing(keep)
+    x = torch.randn(3, 40, 5)
+    packed = packing.pack(x)
+    assert len(packed) % 32 == 0 or len(packed) == keep.numel()
+    assert sum(lengths) <= len(packed) < sum(lengths) + 32
+    assert torch.equal(packed[:sum(lengths)], x[keep])
+    assert torch.equal(packing.unpack(packed)[keep], x[keep])
+    assert torch.equal(packing.sequence[:sum(lengths)], keep.nonzero()[:, 0])
