@@ -1,4 +1,4 @@
-"""Matrix products, in float32 on the faster of the two CPU libraries that torch carries.
+"""Matrix products, in float32 on the faster of the two CPU libraries that torch carries; and with less kept.
 
 For float32 on CPUs torch calls MKL, which leaves half of the vector width of some processors unused
 and reads a weight slowly when there are few rows; for bfloat16 it calls oneDNN, which does neither.
@@ -59,3 +59,45 @@ class _OneDNNProduct(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             d_b = d_y.sum(0)
         return d_x, d_w, d_b
+
+
+def matmul_of(function, x, w, b=None):
+    """Return function(x) @ w + b, keeping x for the backward pass instead of function(x) and what is behind it.
+
+    For what is cheap to compute again and large to keep. Random numbers are drawn the same both times.
+
+    Args:
+        function: from x to [..., k], without parameters of its own, or they would get no gradient.
+        x, w, b: tensors; w and b as in matmul.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        w, b = w.to(dtype), b if b is None else b.to(dtype)
+    if not torch.is_grad_enabled():
+        return matmul(function(x), w, b)
+    return _RecomputedProduct.apply(function, x, w, b)
+
+
+class _RecomputedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, function, x, w, b):
+        ctx.function, ctx.device = function, [x.device.index] if x.device.type == "cuda" else []
+        ctx.random_state = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, ctx.device)]
+        ctx.save_for_backward(x, w)
+        return matmul(function(x), w, b)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_y):
+        x, w = ctx.saved_tensors
+        x = x.detach().requires_grad_()
+        with torch.enable_grad(), torch.random.fork_rng(ctx.device):
+            torch.set_rng_state(ctx.random_state[0])
+            for device, state in zip(ctx.device, ctx.random_state[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            a = ctx.function(x)                                  # [..., k]
+        d_y = d_y.flatten(0, -2)                                 # [..., n] -> [m, n]
+        d_a = matmul(d_y, w.t()).view_as(a)                      # [m, n] x [n, k] -> [..., k]
+        d_x, = torch.autograd.grad(a, x, d_a)
+        d_w = matmul(a.detach().flatten(0, -2).t(), d_y)         # [k, m] x [m, n] -> [k, n]
+        return None, d_x, d_w, d_y.sum(0) if ctx.needs_input_grad[3] else None

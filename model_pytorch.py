@@ -12,14 +12,16 @@ Letters in the shape comments:
     d n_embd      h heads   k size of a head (d / h)   v rows of `we`
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
+from dropout import Dropout, drop_again_, dropped
 from loss import linear_cross_entropy, lm_token_scale
-from matmul import matmul
+from matmul import matmul, matmul_of
 from packing import Packing
 from released_weights import layer_names, read_pretrained, released_shapes, write_released
 from utils import BadInput
@@ -78,38 +80,11 @@ class Conv1D(nn.Module):
         self.w = nn.Parameter(torch.empty(nx, nf).normal_(std=0.02))
         self.b = nn.Parameter(torch.zeros(nf))
 
-    def forward(self, x):
-        """[..., nx] -> [..., nf]."""
+    def forward(self, x, after=None):
+        """[..., nx] -> [..., nf]; of after(x), where it is given, whose value the backward pass computes again."""
+        if after is not None:
+            return matmul_of(after, x, self.w, self.b)
         return matmul(x, self.w, self.b)  # [..., nx] x [nx, nf] -> [..., nf]
-
-
-class Dropout(nn.Module):
-    """nn.Dropout with a mask of one byte an entry on CPUs too, where torch keeps four."""
-
-    def __init__(self, p):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x):
-        """The same shape; in training, entries are 0 with probability p and scaled by 1 / (1 - p) otherwise."""
-        if not self.training or self.p == 0 or x.device.type != "cpu":
-            return F.dropout(x, self.p, self.training)
-        return _ByteDropout.apply(x, self.p)
-
-
-class _ByteDropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, p):
-        # 32 random bits an entry, two entries of each draw: half the time of bernoulli_ (2 cores, the size of `we`).
-        bits = torch.empty((x.numel() + 1) // 2, dtype=torch.int64).random_(-2 ** 63, None).view(torch.int32)
-        keep = (bits[:x.numel()] < round((1 - p) * 2 ** 32) - 2 ** 31).view(x.shape)
-        ctx.save_for_backward(keep)
-        ctx.scale = 1 / (1 - p)
-        return (x * keep).mul_(ctx.scale)
-
-    @staticmethod
-    def backward(ctx, d_y):
-        return (d_y * ctx.saved_tensors[0]).mul_(ctx.scale), None
 
 
 class Cache:
@@ -128,17 +103,6 @@ class Cache:
     def _write(self, buffer, x, end):
         buffer[:, :, self.length:end] = x
         return buffer[:, :, :end]
-
-
-def recomputed(function, *args):
-    """Return function(*args), whose intermediate tensors are computed again in the backward pass instead of kept.
-
-    For what is cheap to compute and large to keep. Dropout draws the same mask both times. A matrix product at
-    the end is not repeated: the recomputation stops when all that the backward pass reads is there.
-    """
-    if torch.is_grad_enabled():
-        return checkpoint(function, *args, use_reentrant=False)
-    return function(*args)
 
 
 class Attention(nn.Module):
@@ -161,10 +125,11 @@ class Attention(nn.Module):
 
         With a cache that holds earlier positions, x is one newer position [b, 1, d].
         """
-        return self.resid_dropout(recomputed(self.mix, self.c_attn(x), packing, cache))
+        mixed = partial(self.mix, packing=packing, cache=cache)
+        return self.resid_dropout(self.c_proj(self.c_attn(x), after=mixed))
 
     def mix(self, qkv, packing, cache):
-        """Average the values by attention and project: [b, t, 3d] -> [b, t, d]; with a packing [n, 3d] -> [n, d]."""
+        """Average the values by attention: [b, t, 3d] -> [b, t, d]; with a packing [n, 3d] -> [n, d]."""
         if packing is not None:
             qkv = packing.unpack(qkv)                                         # [n, 3d] -> [b, t, 3d]
         b, t = qkv.shape[:2]
@@ -177,7 +142,7 @@ class Attention(nn.Module):
             q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=self.scale,
             dropout_p=self.attn_pdrop if self.training else 0.0)
         a = a.transpose(1, 2).reshape(b, t, -1)                               # [b, h, t, k] -> [b, t, d]
-        return self.c_proj(a if packing is None else packing.pack(a))         # [b, t, d] -> [n, d]
+        return a if packing is None else packing.pack(a)                      # [b, t, d] -> [n, d]
 
 
 def _drop_2018_mask(module, state_dict, prefix, *args):
@@ -199,7 +164,7 @@ class MLP(nn.Module):
 
     def forward(self, x):
         """[..., d] -> [..., d]."""
-        return self.dropout(recomputed(lambda h: self.c_proj(self.act(h)), self.c_fc(x)))
+        return self.dropout(self.c_proj(self.c_fc(x), after=self.act))
 
 
 class Block(nn.Module):
@@ -233,36 +198,72 @@ class TransformerModel(nn.Module):
         self.n_ctx = n_ctx
         self.embed = nn.Embedding(vocab, cfg.n_embd)
         nn.init.normal_(self.embed.weight, std=0.02)
-        self.drop = Dropout(cfg.embd_pdrop)
+        self.embd_pdrop = cfg.embd_pdrop
         self.h = nn.ModuleList([Block(n_ctx, cfg, scale=True) for _ in range(cfg.n_layer)])
         self.register_load_state_dict_pre_hook(_strip_data_parallel_prefix)
 
-    def dropped_we(self):
-        """Return `we` [v, d] after embedding dropout. One call per forward and tower: the original
-        drops entries of the matrix itself, looks up the result and uses it as softmax weights."""
-        return self.drop(self.embed.weight)
+    def look_up(self, x):
+        """Drop entries of `we` and look x up in the result. One call per forward and tower: the original drops
+        entries of the matrix itself, looks up tokens and positions in it and uses it as softmax weights too.
 
-    def forward(self, x, we=None, packing=None, cache=None):
+        Args:
+            x: int [..., 2], token ids and position ids.
+        Returns:
+            h [..., d], token and position added; the dropped matrix [v, d].
+        """
+        weight, p = self.embed.weight, self.embd_pdrop
+        if self.training and p and torch.is_grad_enabled() and weight.device.type == "cpu":
+            return _DroppedLookup.apply(weight, x, p)
+        we = F.dropout(weight, p, self.training)
+        return F.embedding(x, we).sum(-2), we                # [..., 2, d] -> [..., d]
+
+    def forward(self, x, packing=None, cache=None):
         """Return the final hidden states.
 
         Args:
             x: int [..., t, 2], token ids and position ids; leading axes are flattened to b.
-            we: the matrix from dropped_we, where the caller also needs it; made here otherwise.
             packing: compute only its positions.
             cache: a Cache to read earlier positions from and to extend.
         Returns:
             [b, t, d]; with a packing [n, d].
         """
-        we = self.dropped_we() if we is None else we
+        return self.forward_and_we(x, packing, cache)[0]
+
+    def forward_and_we(self, x, packing=None, cache=None):
+        """As forward; return also the dropped matrix [v, d] that the softmax of this forward uses."""
         x = x.reshape(-1, *x.shape[-2:])
         if packing is not None:
-            x = packing.pack(x)                  # [b, t, 2] -> [n, 2]
-        h = F.embedding(x, we).sum(-2)           # [..., 2, d] -> [..., d]
+            x = packing.pack(x)                              # [b, t, 2] -> [n, 2]
+        h, we = self.look_up(x)
         for block in self.h:
             h = block(h, packing, cache)
         if cache is not None:
             cache.length += x.size(1)
-        return h
+        return h, we
+
+
+class _DroppedLookup(torch.autograd.Function):
+    """Dropout of a matrix and lookup in it, for CPUs: the matrix gets its gradient in one buffer instead of four."""
+
+    @staticmethod
+    def forward(ctx, weight, x, p):
+        we, keep = dropped(weight, p)
+        ctx.save_for_backward(x, keep)
+        ctx.p = p
+        ctx.set_materialize_grads(False)
+        return F.embedding(x, we).sum(-2), we                # [..., 2, d] -> [..., d]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_h, d_we):
+        x, keep = ctx.saved_tensors
+        if d_we is None:  # no softmax
+            d_we = d_h.new_zeros(keep.shape)
+        if d_h is not None:
+            d_rows = d_h.unsqueeze(-2).expand(*x.shape, -1)  # [..., d] -> [..., 2, d]
+            # d_we comes from a product with `we` and is nobody else's: it may be changed.
+            d_we = d_we.contiguous().index_add_(0, x.flatten(), d_rows.flatten(0, -2))
+        return drop_again_(d_we.contiguous(), keep, ctx.p), None, None
 
 
 def _strip_data_parallel_prefix(module, state_dict, prefix, *args):
@@ -394,8 +395,7 @@ class LMModel(nn.Module):
                                                state_dict.pop(prefix + "pos_emb_mask", None))
 
     def forward(self, x):
-        we = self.transformer.dropped_we()
-        logits = self.lm_head(self.transformer(x, we), we)
+        logits = self.lm_head(*self.transformer.forward_and_we(x))
         if self.return_probs:
             logits[..., -self.transformer.n_ctx:] = -float("inf")
             return logits.softmax(-1)
@@ -403,8 +403,8 @@ class LMModel(nn.Module):
 
     def loss(self, x):
         """Mean cross entropy over positions 1 .. t-1 of x int [b, t, 2], no padding; a scalar in nats."""
-        we = self.transformer.dropped_we()
-        h = self.transformer(x, we)[:, :-1].flatten(0, 1)       # [b, t, d] -> [b(t-1), d]
+        h, we = self.transformer.forward_and_we(x)
+        h = h[:, :-1].flatten(0, 1)                             # [b, t, d] -> [b(t-1), d]
         targets = x[:, 1:, 0].flatten().long()                  # [b(t-1)]
         scale = torch.full(targets.shape, 1 / len(targets), device=h.device)
         return linear_cross_entropy(h, we, targets, scale)
@@ -431,8 +431,7 @@ class DoubleHeadModel(nn.Module):
 
     def forward(self, x):
         """x int [b, c, t, 2] (or [b, t, 2]) -> lm_logits [b * c * (t - 1), v], task logits."""
-        we = self.transformer.dropped_we()
-        h = self.transformer(x, we)
+        h, we = self.transformer.forward_and_we(x)
         return self.lm_head(h, we), self.task_head(h, x)
 
     def losses(self, x, m, y, lm_coef):
@@ -445,7 +444,6 @@ class DoubleHeadModel(nn.Module):
             train_loss: mean(clf_losses) + lm_coef * mean(lm_losses), a scalar.
             clf_losses: [b].
         """
-        we = self.transformer.dropped_we()
         rows, at = x.flatten(0, 1), self.task_head.position(x)                 # [bc, t, 2], [b, c]
         steps = torch.arange(x.size(2), device=x.device)
         scale = lm_token_scale(m.flatten(0, 1))                                # [bc, t], token predicted AT t
@@ -454,7 +452,7 @@ class DoubleHeadModel(nn.Module):
         last = torch.maximum(at.flatten(), (scale.ne(0) * steps).amax(1))      # [bc], last position that counts
         t = int(last.max()) + 1
         packing = Packing(steps[:t] <= last[:, None])
-        h = self.transformer(rows[:, :t], we, packing)                         # [n, d]
+        h, we = self.transformer.forward_and_we(rows[:, :t], packing)          # [n, d], [v, d]
         grid = packing.unpack(h)                                               # [n, d] -> [bc, t, d]
         pooled = grid[torch.arange(len(grid), device=x.device), at.flatten()]  # [bc, d]
         logits = self.task_head.choose(pooled.view(*at.shape, -1))             # [b, c]
@@ -495,7 +493,7 @@ class DoubleHeadModel(nn.Module):
         visible = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
         causal = column[None, :] <= column[:, None]
         packing = Packing(keep, (visible & causal)[:, None])
-        h = packing.unpack(self.transformer(rows, None, packing))              # [b, t', d]
+        h = packing.unpack(self.transformer(rows, packing))              # [b, t', d]
         return self.task_head.choose(h[example, start + own - 1])              # [b, c, d] -> [b, c]
 
 
