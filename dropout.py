@@ -46,15 +46,15 @@ def dropped(x, p):
     Args:
         x: float tensor; p: probability of an entry to become 0, below 1.
     Returns:
-        y: the shape of x, contiguous; keep: bool, the shape of x. y = x * keep / (1 - p).
+        y: the shape of x, contiguous; keep: uint8 of 0 and 1, the shape of x. y = x * keep / (1 - p).
     """
-    y, keep = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=torch.bool)
+    y, keep = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=torch.uint8)  # uint8 multiplies faster
     draws = np.random.Generator(np.random.SFC64(torch.randint(1 << 62, ()).item()))
     limit = round((1 - p) * 2 ** 32) - 2 ** 31
     for x_part, y_part, keep_part in zip(*(t.view(-1).split(SLICE) for t in (x.contiguous(), y, keep)), strict=True):
         pairs = draws.integers(0, 2 ** 64, (len(x_part) + 1) // 2, dtype=np.uint64)
         bits = torch.from_numpy(pairs.view(np.int32))[:len(x_part)]
-        torch.lt(bits, limit, out=keep_part)
+        torch.lt(bits, limit, out=keep_part.view(torch.bool))
         torch.mul(x_part, keep_part, out=y_part).mul_(1 / (1 - p))
     return y, keep
 

@@ -12,10 +12,7 @@ from matmul import ROW_MULTIPLE, matmul
 
 # N tokens, V rows of the vocabulary, D width of the hidden states
 
-# Of GPT's vocabulary, 192 tokens' logits and 2048 rows of the gradient fit into 32 MB each: what is computed
-# is still in the cache when it is read. A GPU wants larger products.
-TOKENS_AT_ONCE = {"cpu": 192, "cuda": 1024}
-WEIGHT_ROWS_AT_ONCE = {"cpu": 2048, "cuda": 1 << 20}
+LOGITS_BYTES = 1 << 25  # the most that exist at once
 
 
 def plain_linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0):
@@ -58,25 +55,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
             targets, scale = F.pad(targets, (0, padding))[:, None], F.pad(scale, (0, padding))[:, None]
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             d_hidden = torch.empty_like(h, dtype=hidden.dtype) if wants_grad else None
-            d_weight = torch.zeros_like(weight) if wants_grad else None
-            for start in range(0, len(h), TOKENS_AT_ONCE[device]):
-                part = slice(start, start + TOKENS_AT_ONCE[device])
-                logits = matmul(h[part], w.t()).float()                 # [n, D] x [D, V] -> [n, V]
-                at_target, top = logits.gather(1, targets[part]), logits.amax(-1, keepdim=True)
-                exp = logits.sub_(top).exp_()                           # in place: one [n, V] at a time
-                z = exp.sum(-1, keepdim=True)                           # [n, 1]
-                log_z = top + z.log()
-                total += ((log_z - at_target + z_loss * log_z.square()) * scale[part]).sum()
+            d_weight = torch.empty_like(weight) if wants_grad else None
+            at_once = LOGITS_BYTES // (len(w) * w.itemsize)
+            at_once = max(at_once - at_once % ROW_MULTIPLE, ROW_MULTIPLE)
+            # A CPU goes through the logits in pieces that stay in its cache.
+            few_tokens, few_rows = (32, 2048) if device == "cpu" else (at_once, len(w))
+            for start in range(0, len(h), at_once):
+                part = slice(start, start + at_once)
+                logits = matmul(h[part], w.t())                         # [n, D] x [D, V] -> [n, V]
+                pieces = zip(*(x.split(few_tokens) for x in (logits, targets[part], scale[part])), strict=True)
+                total += sum(_loss_and_gradient_(*piece, z_loss) for piece in pieces)
                 if wants_grad:
-                    # d loss / d logits = scale * ((1 + 2 z_loss log_z) softmax(logits) - one_hot(target))
-                    factor = scale[part] * (1 + 2 * z_loss * log_z) / z
-                    d_logits = exp.mul_(factor).scatter_add_(1, targets[part], -scale[part]).to(dtype)
-                    d_hidden[part] = matmul(d_logits, w)                # [n, V] x [V, D] -> [n, D]
-                    size = WEIGHT_ROWS_AT_ONCE[device]
-                    for rows, columns in zip(d_weight.split(size), d_logits.split(size, 1), strict=True):
-                        rows += matmul(columns.t(), h[part])            # [v, n] x [n, D] -> [v, D]
+                    d_hidden[part] = matmul(logits, w)                  # [n, V] x [V, D] -> [n, D]
+                    for rows, columns in zip(d_weight.split(few_rows), logits.split(few_rows, 1), strict=True):
+                        d_rows = matmul(columns.t(), h[part])           # [v, n] x [n, D] -> [v, D]
+                        rows.add_(d_rows) if start else rows.copy_(d_rows)
             if wants_grad:
                 d_hidden = d_hidden[:n_tokens]
+                if n_tokens == 0:
+                    d_weight.zero_()
         ctx.save_for_backward(d_hidden, d_weight)
         return total
 
@@ -85,6 +82,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden, d_weight = ctx.saved_tensors
         # The gradients are this call's own tensors: scaling them in place saves a copy of [V, D].
         return d_hidden.mul_(d_total), d_weight.mul_(d_total), None, None, None, None
+
+
+def _loss_and_gradient_(logits, targets, scale, z_loss):
+    """Return the loss of a few tokens and put the gradient of their logits in the place of the logits.
+
+    Args:
+        logits: [n, V]; targets: int64 [n, 1]; scale: [n, 1]; z_loss: see linear_cross_entropy.
+    """
+    exp = logits.float()                                        # of float32 no copy
+    at_target, top = exp.gather(1, targets), exp.amax(-1, keepdim=True)
+    exp.sub_(top).exp_()
+    z = exp.sum(-1, keepdim=True)                               # [n, 1]
+    log_z = top + z.log()
+    # d loss / d logits = scale * ((1 + 2 z_loss log_z) softmax(logits) - one_hot(target))
+    exp.mul_(scale * (1 + 2 * z_loss * log_z) / z).scatter_add_(1, targets, -scale)
+    logits.copy_(exp)
+    return ((log_z - at_target + z_loss * log_z.square()) * scale).sum()
 
 
 def lm_token_scale(m):

@@ -65,6 +65,7 @@ def matmul_of(function, x, w, b=None):
     """Return function(x) @ w + b, keeping x for the backward pass instead of function(x) and what is behind it.
 
     For what is cheap to compute again and large to keep. Random numbers are drawn the same both times.
+    Under autocast the product runs in its dtype, the function in that of x.
 
     Args:
         function: from x to [..., k], without parameters of its own, or they would get no gradient.
@@ -73,9 +74,10 @@ def matmul_of(function, x, w, b=None):
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         w, b = w.to(dtype), b if b is None else b.to(dtype)
-    if not torch.is_grad_enabled():
-        return matmul(function(x), w, b)
-    return _RecomputedProduct.apply(function, x, w, b)
+    with torch.autocast(x.device.type, enabled=False):
+        if not torch.is_grad_enabled():
+            return matmul(function(x).to(w.dtype), w, b)
+        return _RecomputedProduct.apply(function, x, w, b)
 
 
 class _RecomputedProduct(torch.autograd.Function):
@@ -84,7 +86,7 @@ class _RecomputedProduct(torch.autograd.Function):
         ctx.function, ctx.device = function, [x.device.index] if x.device.type == "cuda" else []
         ctx.random_state = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, ctx.device)]
         ctx.save_for_backward(x, w)
-        return matmul(function(x), w, b)
+        return matmul(function(x).to(w.dtype), w, b)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -95,7 +97,7 @@ class _RecomputedProduct(torch.autograd.Function):
             torch.set_rng_state(ctx.random_state[0])
             for device, state in zip(ctx.device, ctx.random_state[1:], strict=True):
                 torch.cuda.set_rng_state(state, device)
-            a = ctx.function(x)                                  # [..., k]
+            a = ctx.function(x).to(w.dtype)                      # [..., k]
         d_y = d_y.flatten(0, -2)                                 # [..., n] -> [m, n]
         d_a = matmul(d_y, w.t()).view_as(a)                      # [m, n] x [n, k] -> [..., k]
         d_x, = torch.autograd.grad(a, x, d_a)

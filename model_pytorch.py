@@ -116,7 +116,7 @@ class Attention(nn.Module):
         self.scale = None if scale else 1.0  # None: 1 / sqrt(k)
         self.c_attn = Conv1D(nx * 3, 1, nx)
         self.c_proj = Conv1D(nx, 1, nx)
-        self.attn_pdrop = cfg.attn_pdrop
+        self.attn_dropout = Dropout(cfg.attn_pdrop)
         self.resid_dropout = Dropout(cfg.resid_pdrop)
         self.register_load_state_dict_pre_hook(_drop_2018_mask)
 
@@ -138,11 +138,22 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self, k, v)
         mask = packing.mask if packing is not None else None
-        a = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=self.scale,
-            dropout_p=self.attn_pdrop if self.training else 0.0)
+        if self.training and self.attn_dropout.p and q.device.type == "cpu":
+            a = self.attend_with_dropout(q, k, v)
+        else:
+            a = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=self.scale,
+                dropout_p=self.attn_dropout.p if self.training else 0.0)
         a = a.transpose(1, 2).reshape(b, t, -1)                               # [b, h, t, k] -> [b, t, d]
         return a if packing is None else packing.pack(a)                      # [b, t, d] -> [n, d]
+
+    def attend_with_dropout(self, q, k, v):
+        """scaled_dot_product_attention, causal, with dropout on a CPU, where it takes twice as long: there torch has
+        no fused kernel for it. 3 x [b, h, t, k] -> [b, h, t, k]."""
+        t, scale = q.size(2), q.size(3) ** -0.5 if self.scale is None else self.scale
+        future = torch.full((t, t), -float("inf"), dtype=q.dtype).triu(1)
+        w = (q * scale) @ k.transpose(2, 3) + future                          # [b, h, t, k] x [b, h, k, t]
+        return self.attn_dropout(w.softmax(-1)) @ v                           # [b, h, t, t] x [b, h, t, k]
 
 
 def _drop_2018_mask(module, state_dict, prefix, *args):
