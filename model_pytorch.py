@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from dropout import Dropout, drop_again_, dropped
 from loss import linear_cross_entropy, lm_token_scale
-from matmul import matmul, matmul_of
+from matmul import linear, matmul, matmul_of
 from packing import Packing
 from released_weights import layer_names, read_pretrained, released_shapes, write_released
 from utils import BadInput
@@ -306,7 +306,7 @@ class LMHead(nn.Module):
         """
         if self.trunc_and_reshape:
             h = h[:, :-1].reshape(-1, h.size(-1))                    # [b, t, d] -> [b(t-1), d]
-        return matmul(h, (self.decoder.weight if we is None else we).t())  # [..., d] x [d, v] -> [..., v]
+        return linear(h, self.decoder.weight if we is None else we)     # [..., d] x [d, v] -> [..., v]
 
 
 class _ClassifyHead(nn.Module):

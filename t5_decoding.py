@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from matmul import matmul
+from matmul import linear
 from t5_pytorch import EOS, MASKED, PAD, START, additive
 from utils import BadInput
 
@@ -73,7 +73,7 @@ class Decoder:
         for block, memory, cache in zip(model.decoder.block, self.memory, self.caches, strict=True):
             x = block(x, bias, memory, self.memory_bias, cache=cache)
         self.position += 1
-        return matmul(model.before_logits(model.decoder.final_layer_norm(x)), model.logits_weight().t()).float()
+        return linear(model.before_logits(model.decoder.final_layer_norm(x)), model.logits_weight()).float()
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from matmul import matmul
+from matmul import linear
 from packing import Packing
 from t5_weights import (  # noqa: F401 (offered from here too)
     EOS,
@@ -60,7 +60,7 @@ class Dense(nn.Module):
 
     def forward(self, x):
         """[..., in] -> [..., out]."""
-        return matmul(x, self.weight.t())
+        return linear(x, self.weight)
 
 
 class RMSNorm(nn.Module):
@@ -446,7 +446,7 @@ class T5(nn.Module):
         Raises:
             BadInput: see encode.
         """
-        return matmul(self.hidden_states(src, tgt, mask, tgt_mask), self.logits_weight().t())
+        return linear(self.hidden_states(src, tgt, mask, tgt_mask), self.logits_weight())
 
 
 def shift_right(targets):

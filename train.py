@@ -191,9 +191,10 @@ def main(argv=None):
 
     def logits(split):
         def of(rows):
-            with training.autocast(world.device, args.precision):
-                return model.choice_logits(inputs[split][rows])
-        return finetuning.choose(of, len(inputs[split]), 2, args.n_batch * args.n_gpu, world, verbose=True)
+            return model.choice_logits(inputs[split][rows])
+        # one context for all batches: the weights are converted once
+        with torch.no_grad(), training.autocast(world.device, args.precision):
+            return finetuning.choose(of, len(inputs[split]), 2, args.n_batch * args.n_gpu, world, verbose=True)
 
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
     orders = training.draw_orders(args.n_iter, len(trX))

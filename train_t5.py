@@ -21,7 +21,7 @@ import finetuning
 import opt
 import training
 from loss import linear_cross_entropy
-from matmul import matmul
+from matmul import linear
 from t5_pytorch import (
     EOS,
     FEED_FORWARD_KINDS,
@@ -137,7 +137,7 @@ def target_log_probs(model, src, candidates):
     targets = candidates.repeat(b, 1)                                            # [bc, t]
     hidden = model.decoder(model.embed_target(shift_right(targets)), targets != PAD, memory,
                            mask.repeat_interleave(c, 0))                         # [bc, t, d]
-    logits = matmul(model.before_logits(hidden), model.logits_weight().t()).float()
+    logits = linear(model.before_logits(hidden), model.logits_weight()).float()
     log_p = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=PAD)
     return log_p.view(b, c, t).sum(-1)
 
@@ -184,9 +184,9 @@ def main(argv=None):
 
     def logits(split):
         def of(rows):
-            with training.autocast(world.device, args.precision):
-                return target_log_probs(model, pad(inputs[split][rows], world.device), candidates)
-        with torch.no_grad():
+            return target_log_probs(model, pad(inputs[split][rows], world.device), candidates)
+        # one context for all batches: the weights are converted once
+        with torch.no_grad(), training.autocast(world.device, args.precision):
             return finetuning.choose(of, len(inputs[split]), len(TARGETS), args.n_batch * args.n_gpu, world, True)
 
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
