@@ -34,7 +34,7 @@ from generate import generate_gpt
 from loss import linear_cross_entropy
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, checkpoint_names, shift_right
-from utils import BadInput, OneLineParser, run_script, write_atomically
+from utils import BadInput, OneLineParser, keep_freed_memory, run_script, write_atomically
 
 FULL = dict(n_embd=768, n_head=12, n_layer=12, n_vocab=40478, stories=8, new_tokens=64, t5="small", t5_depth=6,
             t5_batch=16, source=60, target=20)
@@ -104,6 +104,8 @@ def gpt_train(side, size, device, dtype, towers=1):
             out = model(x[..., 0], mc_token_ids=at, labels=labels, mc_labels=y)
             return (out.mc_loss + 0.5 * out.loss) / towers
     model.train()
+    if side == "ours":
+        keep_freed_memory()  # as training.train does
 
     def run():
         optimizer.zero_grad()
@@ -205,6 +207,9 @@ def t5_train(side, size, device, dtype):
 
         def loss_of():
             return model(src, attention_mask=(src != PAD).long(), labels=targets.masked_fill(targets == PAD, -100)).loss
+
+    if side == "ours":
+        keep_freed_memory()
 
     def run():
         optimizer.zero_grad()

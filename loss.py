@@ -12,7 +12,9 @@ from matmul import ROW_MULTIPLE, matmul
 
 # N tokens, V rows of the vocabulary, D width of the hidden states
 
-LOGITS_BYTES = 1 << 25  # the most that exist at once
+# How many logits exist at once, by the bytes of each. In bfloat16, adding up the weight's gradient costs more
+# than the products it comes from, so there are fewer and larger parts.
+LOGITS_AT_ONCE = {8: 1 << 22, 4: 1 << 23, 2: 1 << 25}
 
 
 def plain_linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0):
@@ -56,7 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             d_hidden = torch.empty_like(h, dtype=hidden.dtype) if wants_grad else None
             d_weight = torch.empty_like(weight) if wants_grad else None
-            at_once = LOGITS_BYTES // (len(w) * w.itemsize)
+            at_once = LOGITS_AT_ONCE[w.itemsize] // len(w)
             at_once = max(at_once - at_once % ROW_MULTIPLE, ROW_MULTIPLE)
             # A CPU goes through the logits in pieces that stay in its cache.
             few_tokens, few_rows = (32, 2048) if device == "cpu" else (at_once, len(w))
@@ -81,7 +83,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, d_total):
         d_hidden, d_weight = ctx.saved_tensors
         # The gradients are this call's own tensors: scaling them in place saves a copy of [V, D].
-        return d_hidden.mul_(d_total), d_weight.mul_(d_total), None, None, None, None
+        if d_total.device.type != "cpu" or d_total != 1:
+            d_hidden.mul_(d_total)
+            d_weight.mul_(d_total)
+        return d_hidden, d_weight, None, None, None, None
 
 
 def _loss_and_gradient_(logits, targets, scale, z_loss):

@@ -473,7 +473,7 @@ class DoubleHeadModel(nn.Module):
             counts = scale[:, 1:t].ne(0)                                       # [bc, t - 1]
             hidden = grid[:, :-1][counts]                                      # -> [tokens that count, d]
             targets = rows[:, 1:t, 0][counts].long()
-            loss = loss + lm_coef * linear_cross_entropy(hidden, we, targets, scale[:, 1:t][counts])
+            loss = loss + linear_cross_entropy(hidden, we, targets, lm_coef * scale[:, 1:t][counts])
         return loss, clf_losses
 
     @torch.no_grad()

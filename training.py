@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils import BadInput, ResultLogger, Stopped, load_tensors, make_path, save_tensors
+from utils import BadInput, ResultLogger, Stopped, keep_freed_memory, load_tensors, make_path, save_tensors
 
 PRECISIONS = ("fp32", "bf16")
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
@@ -202,7 +202,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     n_batch_train, begin = args.n_batch * args.n_gpu, state["n_updates"]
 
     def save_checkpoint():
-        require_finite({name: p.detach().abs().sum().item() for name, p in model.named_parameters()})
+        require_finite({name: torch.linalg.vector_norm(p.detach(), 1).item() for name, p in model.named_parameters()})
         if world.is_first:
             save_tensors(file["checkpoint"], {**state, "options": options, "model": model.state_dict(),
                                               "optimizer": optimizer.state_dict()})
@@ -228,6 +228,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
             tqdm.write(f"epoch {state['n_epochs']}  update {state['n_updates']}  "
                        + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
+    keep_freed_memory()
     model.train()
     with stop_signals() as signals, tqdm(total=total, initial=state["n_updates"], unit="update", ncols=100,
                                          disable=not world.is_first) as bar:
