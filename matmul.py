@@ -45,7 +45,7 @@ def linear(x, weight):
 def _onednn_takes(x, w):
     return x.dtype == w.dtype == torch.float32 and x.device.type == w.device.type == "cpu" and x.numel() > 0 \
         and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled \
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
 class _OneDNNProduct(torch.autograd.Function):
@@ -78,7 +78,7 @@ def matmul_of(function, x, w, b=None):
         function: from x to [..., k], without parameters of its own, or they would get no gradient.
         x, w, b: tensors; w and b as in matmul.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler decides itself what to keep
         return matmul(function(x), w, b)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)

@@ -223,7 +223,7 @@ class TransformerModel(nn.Module):
             h [..., d], token and position added; the dropped matrix [v, d].
         """
         weight, p = self.embed.weight, self.embd_pdrop
-        if self.training and p and torch.is_grad_enabled() and weight.device.type == "cpu":
+        if self.training and p and weight.device.type == "cpu":
             return _DroppedLookup.apply(weight, x, p)
         we = F.dropout(weight, p, self.training)
         return F.embedding(x, we).sum(-2), we                # [..., 2, d] -> [..., d]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import matmul as matmul_module
-from matmul import matmul
+from matmul import matmul, matmul_of
 from packing import Packing
 
 ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN: one path only")
@@ -85,3 +85,26 @@ def test_packing_keeps_every_kept_position_once_in_order(lengths):
     assert torch.equal(packed[:sum(lengths)], x[keep])
     assert torch.equal(packing.unpack(packed)[keep], x[keep])
     assert torch.equal(packing.sequence[:sum(lengths)], keep.nonzero()[:, 0])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_product_of_a_recomputed_value_has_the_plain_gradients(dtype, bias):
+    x, w, b = operands((3, 17), 5, 11, False, bias)
+    leaves = [t for t in (x, w, b) if t is not None]
+
+    def function(x):
+        return torch.nn.functional.dropout(x.tanh(), 0.4)
+
+    results = []
+    for product in (matmul_of, lambda function, *args: matmul(function(args[0]), *args[1:])):
+        torch.manual_seed(4)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
+            y = product(function, x, w, b)
+        torch.rand(1)
+        state = torch.get_rng_state()
+        results.append([y.float(), *torch.autograd.grad(y.float().sin().sum(), leaves)])
+        assert torch.equal(torch.get_rng_state(), state)  # drawing again leaves no trace
+    tolerance = 1e-5 if dtype == "fp32" else 2e-2
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)

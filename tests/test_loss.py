@@ -1,0 +1,50 @@
+"""The cross entropy that keeps no logits against its definition."""
+
+import pytest
+import torch
+
+import loss
+from loss import linear_cross_entropy, plain_linear_cross_entropy
+
+
+def problem(n, v=2300, d=17):
+    torch.manual_seed(n)
+    hidden, weight = torch.randn(n, d).requires_grad_(), torch.randn(v, d).requires_grad_()
+    return hidden, weight, torch.randint(0, v, (n,)), torch.rand(n)
+
+
+@pytest.mark.parametrize("n", [1, 31, 33, 150])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+@pytest.mark.parametrize("factor", [1, 0.25])
+def test_value_and_gradients_are_those_of_the_definition(monkeypatch, n, z_loss, factor):
+    monkeypatch.setitem(loss.LOGITS_AT_ONCE, 4, 2300 * 65)  # 64 tokens at once: up to three parts
+    hidden, weight, targets, scale = problem(n)
+    results = []
+    for function in (linear_cross_entropy, plain_linear_cross_entropy):
+        value = function(hidden, weight, targets, scale, z_loss)
+        results.append([value, *torch.autograd.grad(value * factor, (hidden, weight))])
+    for ours, want in zip(*results, strict=True):
+        torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
+
+
+def test_value_without_gradients_and_of_no_token():
+    hidden, weight, targets, scale = problem(40)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets, scale),
+                                   plain_linear_cross_entropy(hidden, weight, targets, scale))
+    value = linear_cross_entropy(hidden[:0], weight, targets[:0], scale[:0])
+    assert value == 0
+    d_hidden, d_weight = torch.autograd.grad(value, (hidden, weight))
+    assert not d_hidden.any() and not d_weight.any()
+
+
+def test_bfloat16_is_close_to_float32():
+    hidden, weight, targets, scale = problem(150)
+    want = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, scale), (hidden, weight))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = linear_cross_entropy(hidden, weight, targets, scale)
+    got = torch.autograd.grad(value, (hidden, weight))
+    assert value.dtype == torch.float32
+    for ours, expected in zip(got, want, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - expected).abs().max() < 2e-2 * expected.abs().max()
