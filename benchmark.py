@@ -32,6 +32,7 @@ import opt
 import t5_decoding
 from generate import generate_gpt
 from loss import linear_cross_entropy
+from matmul import matmul
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, checkpoint_names, shift_right
 from utils import BadInput, OneLineParser, keep_freed_memory, run_script, write_atomically
@@ -127,22 +128,27 @@ def gpt_weights(size, head=True):
 
 
 def gpt_evaluate(side, size, device, dtype):
-    """The logits of the endings of a batch of stories."""
-    x, m, _ = (t.to(device) for t in cloze_batch(size["stories"], size["n_vocab"]))
-    at = (x[..., 0] == size["n_vocab"] + 2).int().argmax(-1)
+    """The logits of the endings of 4 batches of stories."""
+    batches = [cloze_batch(size["stories"], size["n_vocab"], seed) for seed in range(4)]
+    inputs = [x.to(device) for x, _, _ in batches]
     model = our_gpt(size, device) if side == "ours" else their_gpt(size, device, "OpenAIGPTDoubleHeadsModel")
     model.eval()
-    if side == "ours":
-        autocast(device, dtype).__enter__()  # train.py has one context for all batches, their Trainer one for each
 
     @torch.no_grad()
-    def run():
-        if side == "ours":
-            return model.choice_logits(x)
-        with autocast(device, dtype):
-            return model(x[..., 0], mc_token_ids=at).mc_logits
+    def ours():
+        with autocast(device, dtype):  # one context for all batches, as in train.py
+            return [model.choice_logits(x) for x in inputs]
 
-    return run, 2 * gpt_weights(size, head=False) * int(m.sum())
+    @torch.no_grad()
+    def theirs():
+        for x in inputs:
+            with autocast(device, dtype):  # one for each, as in their Trainer
+                at = (x[..., 0] == size["n_vocab"] + 2).int().argmax(-1)
+                logits = model(x[..., 0], mc_token_ids=at).mc_logits
+        return logits
+
+    tokens = sum(int(m.sum()) for _, m, _ in batches)
+    return {"ours": ours, "theirs": theirs}[side], 2 * gpt_weights(size, head=False) * tokens
 
 
 def gpt_generate(side, size, device, batch):
@@ -257,13 +263,13 @@ ROWS = {
 
 
 def matrix_rate(device, dtype):
-    """Return the operations per second of a large matrix product, the best of 5."""
+    """Return the operations per second of a large matrix product: the best of 5, by torch's own and by our product."""
     n = 2048 if device == "cpu" else 8192
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
     best = 0.0
-    for _ in range(6):
+    for product in 6 * (torch.matmul, matmul):
         start = time.perf_counter()
-        a @ a
+        product(a, a)
         synchronize(device)
         best = max(best, 2 * n ** 3 / (time.perf_counter() - start))
     return best
