@@ -30,8 +30,10 @@ def matmul(x, w, b=None):
             and not torch.is_grad_enabled():
         # Weights [n, k] that few rows meet, as in a beam search: MKL's other order takes half of oneDNN's time.
         y = torch.mm(w.t(), rows.t()).t().contiguous()           # [n, k] x [k, m] -> [m, n]
-    else:
+    elif torch.is_grad_enabled():
         y = _OneDNNProduct.apply(rows, w, b)
+    else:
+        y = _onednn_product(rows, w, b)
     return y.view(*x.shape[:-1], w.shape[1])
 
 
@@ -48,12 +50,16 @@ def _onednn_takes(x, w):
         and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
+def _onednn_product(x, w, b):
+    # The operator that torch's compiler puts in the place of F.linear, hence the weight as [n, k].
+    return torch.ops.mkldnn._linear_pointwise.default(x, w.t(), b, "none", [], "")
+
+
 class _OneDNNProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, b):
         ctx.save_for_backward(x, w)
-        # torch's compiler puts this operator in the place of F.linear, hence the weight as [n, k].
-        return torch.ops.mkldnn._linear_pointwise(x, w.t(), b, "none", [], "")
+        return _onednn_product(x, w, b)
 
     @staticmethod
     def backward(ctx, d_y):

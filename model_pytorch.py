@@ -138,7 +138,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self, k, v)
         mask = packing.mask if packing is not None else None
-        if self.training and self.attn_dropout.p and q.device.type == "cpu":
+        if self.training and self.attn_dropout.p and mask is None and q.device.type == "cpu":
             a = self.attend_with_dropout(q, k, v)
         else:
             a = F.scaled_dot_product_attention(
@@ -188,9 +188,11 @@ class Block(nn.Module):
         self.mlp = MLP(4 * cfg.n_embd, cfg)
         self.ln_2 = LayerNorm(cfg.n_embd)
 
-    def forward(self, x, packing=None, cache=None):
-        """[b, t, d] -> [b, t, d]; with a packing [n, d] -> [n, d]."""
+    def forward(self, x, packing=None, cache=None, only=None):
+        """[b, t, d] -> [b, t, d]; with a packing [n, d] -> [n, d]; with `only`, int [r], just these rows: [r, d]."""
         n = self.ln_1(x + self.attn(x, packing, cache))
+        if only is not None:
+            n = n[only]
         return self.ln_2(n + self.mlp(n))
 
 
@@ -228,26 +230,27 @@ class TransformerModel(nn.Module):
         we = F.dropout(weight, p, self.training)
         return F.embedding(x, we).sum(-2), we                # [..., 2, d] -> [..., d]
 
-    def forward(self, x, packing=None, cache=None):
+    def forward(self, x, packing=None, cache=None, only=None):
         """Return the final hidden states.
 
         Args:
             x: int [..., t, 2], token ids and position ids; leading axes are flattened to b.
             packing: compute only its positions.
             cache: a Cache to read earlier positions from and to extend.
+            only: int [r], with a packing: the rows wanted in the end; the last MLP then leaves out the others.
         Returns:
-            [b, t, d]; with a packing [n, d].
+            [b, t, d]; with a packing [n, d], with `only` [r, d].
         """
-        return self.forward_and_we(x, packing, cache)[0]
+        return self.forward_and_we(x, packing, cache, only)[0]
 
-    def forward_and_we(self, x, packing=None, cache=None):
+    def forward_and_we(self, x, packing=None, cache=None, only=None):
         """As forward; return also the dropped matrix [v, d] that the softmax of this forward uses."""
         x = x.reshape(-1, *x.shape[-2:])
         if packing is not None:
             x = packing.pack(x)                              # [b, t, 2] -> [n, 2]
         h, we = self.look_up(x)
         for block in self.h:
-            h = block(h, packing, cache)
+            h = block(h, packing, cache, only if block is self.h[-1] else None)
         if cache is not None:
             cache.length += x.size(1)
         return h, we
@@ -504,8 +507,9 @@ class DoubleHeadModel(nn.Module):
         visible = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
         causal = column[None, :] <= column[:, None]
         packing = Packing(keep, (visible & causal)[:, None])
-        h = packing.unpack(self.transformer(rows, packing))              # [b, t', d]
-        return self.task_head.choose(h[example, start + own - 1])              # [b, c, d] -> [b, c]
+        pooled = packing.rows(example * rows.size(1) + start + own - 1)        # [b, c]
+        h = self.transformer(rows, packing, only=pooled.flatten())             # [bc, d]
+        return self.task_head.choose(h.view(b, c, -1))                         # [b, c, d] -> [b, c]
 
 
 def tf_name(name):

@@ -1,5 +1,7 @@
 """Batches without their padding, for both models: everything but attention works on single positions."""
 
+import torch
+
 from matmul import ROW_MULTIPLE
 
 
@@ -18,10 +20,14 @@ class Packing:
 
     def __init__(self, keep, mask=None):
         self.grid, self.mask = keep.shape, mask
-        n = int(keep.sum())
+        self.kept = int(keep.sum())
         kept_first = keep.flatten().argsort(descending=True, stable=True)
-        self.index = kept_first[:n + -n % ROW_MULTIPLE]                         # [n]
+        self.index = kept_first[:self.kept + -self.kept % ROW_MULTIPLE]         # [n], in order but for the padding
         self.sequence = self.index // keep.shape[1]                             # [n], which of the b
+
+    def rows(self, positions):
+        """Flat positions of the grid that are kept, int [...] -> their rows among the n, int [...]."""
+        return torch.searchsorted(self.index[:self.kept], positions)
 
     def pack(self, x):
         """[b, t, ...] -> [n, ...]."""
