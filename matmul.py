@@ -1,8 +1,8 @@
 """Matrix products, in float32 on the faster of the two CPU libraries that torch carries; and with less kept.
 
-For float32 on CPUs torch calls MKL, which leaves half of the vector width of some processors unused
-and reads a weight slowly when there are few rows; for bfloat16 it calls oneDNN, which does neither.
-`matmul` takes oneDNN for float32 too. Measured on 2 cores of an AMD EPYC with AVX-512, for the shapes
+For float32 on CPUs torch calls MKL, which reaches half of the rate of some processors and reads a weight
+slowly when there are few rows; for bfloat16 it calls oneDNN, which does neither. `matmul` takes oneDNN for
+float32 too. Measured on 2 cores of an AMD EPYC with AVX-512, for the shapes
 of GPT-1: 1.9 to 2.4 times as fast from 64 rows on, 2 to 5 times for 1 to 8 rows.
 `torch.backends.mkldnn.enabled = False` brings the plain path back.
 """
