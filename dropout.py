@@ -1,4 +1,4 @@
-"""Dropout for CPUs, where torch's own is slow: masks of one byte an entry, drawn two to five times as fast.
+"""Dropout for CPUs, where torch's own is slow: masks of one byte an entry, drawn two to three times as fast.
 
 torch draws a mask with a serial generator at 4 ns an entry and keeps it in 4 bytes. Here torch's generator draws
 the seed of a faster one, and each entry takes 32 bits of it; so torch.manual_seed fixes the masks as usual. The
