@@ -9,6 +9,9 @@ Each row starts one process for us and one for transformers, and lets them work 
 else the machine does hits both. Printed are medians: our seconds, theirs, the ratio pair by pair, the ratio of
 the peak memory of the two processes, and our useful work as a share of the machine's matrix rate.
 
+Both sides run as their users run them. Ours has what our scripts do: training keeps freed memory in the process
+(utils.keep_freed_memory; --same_malloc gives it to both), an evaluation has one autocast context for all batches.
+
 Weights are random, and where both sides must do the same work they are the same. Batches have the shape of
 ROCStories with OpenAI's vocabulary: stories of about 41 tokens (sd 9, at most 64), endings of 8.7 (at most 17).
 Useful work is 6 operations (2 without gradients) for each weight of a matrix and each token that is not padding.
@@ -42,6 +45,7 @@ FULL = dict(n_embd=768, n_head=12, n_layer=12, n_vocab=40478, stories=8, new_tok
 QUICK = dict(n_embd=96, n_head=3, n_layer=2, n_vocab=2000, stories=4, new_tokens=8, t5="small", t5_depth=1,
              t5_batch=2, source=20, target=8)
 N_SPECIAL = 3
+SAME_MALLOC = "BENCHMARK_SAME_MALLOC"  # how the two processes of a row are told of --same_malloc
 
 
 def cloze_batch(n, n_vocab, seed=0):
@@ -86,6 +90,12 @@ def their_gpt(size, device, kind, n_ctx=77):
         n_head=size["n_head"])).to(device)
 
 
+def set_malloc(side):
+    """Keep freed memory as training.train does; in their process only where --same_malloc asks for it."""
+    if side == "ours" or os.environ.get(SAME_MALLOC):
+        keep_freed_memory()
+
+
 def gpt_train(side, size, device, dtype, towers=1):
     """One update: `towers` passes over a batch of stories with gradients, and the optimizer."""
     batches = [[t.to(device) for t in cloze_batch(size["stories"], size["n_vocab"], seed)] for seed in range(towers)]
@@ -105,8 +115,7 @@ def gpt_train(side, size, device, dtype, towers=1):
             out = model(x[..., 0], mc_token_ids=at, labels=labels, mc_labels=y)
             return (out.mc_loss + 0.5 * out.loss) / towers
     model.train()
-    if side == "ours":
-        keep_freed_memory()  # as training.train does
+    set_malloc(side)
 
     def run():
         optimizer.zero_grad()
@@ -214,8 +223,7 @@ def t5_train(side, size, device, dtype):
         def loss_of():
             return model(src, attention_mask=(src != PAD).long(), labels=targets.masked_fill(targets == PAD, -100)).loss
 
-    if side == "ours":
-        keep_freed_memory()
+    set_malloc(side)
 
     def run():
         optimizer.zero_grad()
@@ -316,8 +324,9 @@ def measure(row, args):
     """Return the measurements of one row as a dict."""
     command = [sys.executable, os.path.abspath(__file__), "--device", args.device, "--worker"]
     command[4:4] = ["--quick"] * args.quick
-    both = {side: subprocess.Popen([*command, row, side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for side in ("ours", "theirs")}
+    environment = os.environ | ({SAME_MALLOC: "1"} if args.same_malloc else {})
+    both = {side: subprocess.Popen([*command, row, side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                   env=environment) for side in ("ours", "theirs")}
     try:
         for process in both.values():
             ask(process)  # warm-up
@@ -373,6 +382,7 @@ def parse_args(argv):
                    help="rows to measure: " + ", ".join(ROWS))
     p.add_argument("--pairs", type=int, default=5, help="pairs of measurements, after one warm-up")
     p.add_argument("--quick", action="store_true", help="small models: shows that it works, not how fast it is")
+    p.add_argument("--same_malloc", action="store_true", help="let their training keep freed memory too, as ours does")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure")
     p.add_argument("--out", help="also write the measurements as JSON to this file")
     p.add_argument("--worker", nargs=2, metavar=("ROW", "SIDE"), help=argparse.SUPPRESS)

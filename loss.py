@@ -12,8 +12,8 @@ from matmul import ROW_MULTIPLE, matmul
 
 # N tokens, V rows of the vocabulary, D width of the hidden states
 
-# How many logits exist at once, by the bytes of each. In bfloat16, adding up the weight's gradient costs more
-# than the products it comes from, so there are fewer and larger parts.
+# How many logits exist at once, by the bytes of each. In bfloat16 the products are fast, and adding the parts of the
+# weight's gradient weighs more: so there are fewer and larger parts.
 LOGITS_AT_ONCE = {8: 1 << 22, 4: 1 << 23, 2: 1 << 25}
 
 

@@ -193,7 +193,7 @@ def main(argv=None):
         def of(rows):
             return model.choice_logits(inputs[split][rows])
         # one context for all batches: the weights are converted once
-        with torch.no_grad(), training.autocast(world.device, args.precision):
+        with training.autocast(world.device, args.precision):
             return finetuning.choose(of, len(inputs[split]), 2, args.n_batch * args.n_gpu, world, verbose=True)
 
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
