@@ -1,8 +1,8 @@
 """Cross entropy of a linear layer's output, without ever holding all of its logits.
 
 A language model's loss needs logits [tokens, vocabulary] only to add them up. linear_cross_entropy
-visits the tokens a few hundred at a time and takes the gradients on the way, so that each logit is
-computed once and none is kept. The plain path it equals is plain_linear_cross_entropy.
+visits a few thousand words of the vocabulary at a time, while they are in the cache, and takes the
+gradients on the way. The plain path it equals is plain_linear_cross_entropy.
 """
 
 import torch
@@ -10,18 +10,22 @@ import torch.nn.functional as F
 
 from matmul import ROW_MULTIPLE, matmul
 
-# N tokens, V rows of the vocabulary, D width of the hidden states
+# N tokens (n of one part), V rows of the vocabulary (v of one piece), D width of the hidden states
 
-# How many logits exist at once, by the bytes of each. In bfloat16 the products are fast, and adding the parts of the
-# weight's gradient weighs more: so there are fewer and larger parts.
-LOGITS_AT_ONCE = {8: 1 << 22, 4: 1 << 23, 2: 1 << 25}
+# How many logits exist at once, by the bytes of each: more tokens make faster products, and take more memory.
+LOGITS_AT_ONCE = {8: 1 << 23, 4: 1 << 24, 2: 1 << 25}
+
+# Rows of the vocabulary visited at a time on a CPU. A GPU takes all.
+CPU_ROWS = 2048
 
 
-def plain_linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0):
+def plain_linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0, keep=None, p=0.0):
     """The definition: sum over tokens of scale * (cross entropy + z_loss * logsumexp(logits)^2).
 
     Args and return value as linear_cross_entropy.
     """
+    if keep is not None:
+        weight = weight * keep / (1 - p)
     logits = (hidden @ weight.T).float()  # [N, D] x [D, V] -> [N, V]
     losses = F.cross_entropy(logits, targets, reduction="none")
     if z_loss:
@@ -29,11 +33,11 @@ def plain_linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0):
     return (scale * losses).sum()
 
 
-def linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0):
+def linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0, keep=None, p=0.0):
     """Return sum over tokens of scale * (cross entropy + z_loss * logsumexp(logits)^2), a scalar.
 
-    logits = hidden @ weight.T. Differentiable in hidden and weight. Under autocast the matrix
-    products run in its dtype, everything else in float32.
+    logits = hidden @ weight.T, with dropout of the weight where `keep` is given. Differentiable in
+    hidden and weight. Under autocast the matrix products run in its dtype, everything else in float32.
 
     Args:
         hidden: [N, D].
@@ -41,39 +45,47 @@ def linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0):
         targets: int64 [N], rows of weight.
         scale: float32 [N], the weight of each token's loss.
         z_loss: coefficient of the squared log normaliser (T5: 1e-4 in training).
+        keep, p: uint8 [V, D] and a probability: weight * keep / (1 - p) takes the place of weight. The
+            product is never written out, which saves a matrix as large as the weight.
     """
     wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _LinearCrossEntropy.apply(hidden, weight, targets, scale, z_loss, wants_grad)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, scale, z_loss, keep, p, wants_grad)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, scale, z_loss, wants_grad):
+    def forward(ctx, hidden, weight, targets, scale, z_loss, keep, p, wants_grad):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+        def rows(piece):
+            return (weight[piece] if keep is None else weight[piece] * keep[piece]).to(dtype)  # [v, D]
+
         with torch.autocast(device, enabled=False):
             n_tokens, padding = len(hidden), -len(hidden) % ROW_MULTIPLE
-            h, w = F.pad(hidden, (0, 0, 0, padding)).to(dtype), weight.to(dtype)
-            targets, scale = F.pad(targets, (0, padding))[:, None], F.pad(scale, (0, padding))[:, None]
-            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            d_hidden = torch.empty_like(h, dtype=hidden.dtype) if wants_grad else None
-            d_weight = torch.empty_like(weight) if wants_grad else None
-            at_once = LOGITS_AT_ONCE[w.itemsize] // len(w)
-            at_once = max(at_once - at_once % ROW_MULTIPLE, ROW_MULTIPLE)
-            # A CPU goes through the logits in pieces that stay in its cache.
-            few_tokens, few_rows = (32, 2048) if device == "cpu" else (at_once, len(w))
-            for start in range(0, len(h), at_once):
-                part = slice(start, start + at_once)
-                logits = matmul(h[part], w.t())                         # [n, D] x [D, V] -> [n, V]
-                pieces = zip(*(x.split(few_tokens) for x in (logits, targets[part], scale[part])), strict=True)
-                total += sum(_loss_and_gradient_(*piece, z_loss) for piece in pieces)
-                if wants_grad:
-                    d_hidden[part] = matmul(logits, w)                  # [n, V] x [V, D] -> [n, D]
-                    for rows, columns in zip(d_weight.split(few_rows), logits.split(few_rows, 1), strict=True):
-                        d_rows = matmul(columns.t(), h[part])           # [v, n] x [n, D] -> [v, D]
-                        rows.add_(d_rows) if start else rows.copy_(d_rows)
+            h = F.pad(hidden, (0, 0, 0, padding)).to(torch.promote_types(dtype, torch.float32)) / (1 - p)
+            targets, scale = F.pad(targets, (0, padding)), F.pad(scale, (0, padding))[:, None]
+            total = scale.new_zeros(())
+            d_hidden, d_weight = (torch.zeros_like(h), torch.empty_like(weight)) if wants_grad else (None, None)
+            parts = max(-(-len(h) * len(weight) // LOGITS_AT_ONCE[dtype.itemsize]), 1)
+            pieces = _slices(len(weight), CPU_ROWS if device == "cpu" else len(weight))
+            for part in _slices(len(h), -(-len(h) // parts // ROW_MULTIPLE) * ROW_MULTIPLE):
+                h_part, target, weigh = h[part], targets[part], scale[part]
+                loss, exps, factors = _loss_of_part(h_part.to(dtype), rows, pieces, target, weigh, z_loss, wants_grad)
+                total += loss
+                if not wants_grad:
+                    continue
+                for piece, factor in zip(pieces, factors.split(1, 1), strict=True):
+                    exp = exps.pop(0)
+                    d_hidden[part].addcmul_(matmul(exp, rows(piece)), factor)       # [n, v] x [v, D] -> [n, D]
+                    d_rows = matmul(exp.t(), (h_part * factor).to(dtype))           # [v, n] x [n, D] -> [v, D]
+                    d_rows = d_rows if keep is None else d_rows * keep[piece]
+                    d_weight[piece].add_(d_rows) if part.start else d_weight[piece].copy_(d_rows)
+                kept = 1 if keep is None else keep[target]
+                d_hidden[part].addcmul_(weight[target] * kept, -weigh)
+                d_weight.index_add_(0, target, h_part * -weigh * kept)
             if wants_grad:
-                d_hidden = d_hidden[:n_tokens]
+                d_hidden = d_hidden[:n_tokens].div_(1 - p).to(hidden.dtype)
                 if n_tokens == 0:
                     d_weight.zero_()
         ctx.save_for_backward(d_hidden, d_weight)
@@ -86,24 +98,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if d_total.device.type != "cpu" or d_total != 1:
             d_hidden.mul_(d_total)
             d_weight.mul_(d_total)
-        return d_hidden, d_weight, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None, None, None
 
 
-def _loss_and_gradient_(logits, targets, scale, z_loss):
-    """Return the loss of a few tokens and put the gradient of their logits in the place of the logits.
+def _slices(length, step):
+    return [slice(start, min(start + step, length)) for start in range(0, length, step or 1)]
+
+
+def _loss_of_part(h, rows, pieces, targets, scale, z_loss, wants_grad):
+    """Return the loss of a few tokens, and of what their gradient consists.
 
     Args:
-        logits: [n, V]; targets: int64 [n, 1]; scale: [n, 1]; z_loss: see linear_cross_entropy.
+        h: [n, D]; pieces: slices of the vocabulary; rows: function from one of them to [v, D];
+        targets: int64 [n]; scale: [n, 1]; z_loss, wants_grad: see linear_cross_entropy.
+    Returns:
+        the loss; exps, a list of [n, v], one of each piece; factors [n, pieces]: the gradient of a piece's logits
+        is factor * exp, less `scale` at the target.
     """
-    exp = logits.float()                                        # of float32 no copy
-    at_target, top = exp.gather(1, targets), exp.amax(-1, keepdim=True)
-    exp.sub_(top).exp_()
-    z = exp.sum(-1, keepdim=True)                               # [n, 1]
-    log_z = top + z.log()
+    exps, tops, sums, at_target = [], [], [], 0
+    for piece in pieces:
+        logits = matmul(h, rows(piece).t())                         # [n, D] x [D, v] -> [n, v]
+        exp = logits.to(torch.promote_types(h.dtype, torch.float32))
+        column = targets[:, None] - piece.start
+        inside = (column >= 0) & (column < exp.size(1))
+        at_target += torch.where(inside, exp.gather(1, column.clamp(0, exp.size(1) - 1)), 0.0)
+        tops.append(exp.amax(-1, keepdim=True))
+        sums.append(exp.sub_(tops[-1]).exp_().sum(-1, keepdim=True))
+        if wants_grad:
+            exps.append(exp.to(h.dtype))
+    tops = torch.cat(tops, 1)                                       # [n, pieces]
+    log_z = (tops + torch.cat(sums, 1).log()).logsumexp(-1, keepdim=True)
     # d loss / d logits = scale * ((1 + 2 z_loss log_z) softmax(logits) - one_hot(target))
-    exp.mul_(scale * (1 + 2 * z_loss * log_z) / z).scatter_add_(1, targets, -scale)
-    logits.copy_(exp)
-    return ((log_z - at_target + z_loss * log_z.square()) * scale).sum()
+    factors = scale * (1 + 2 * z_loss * log_z) * (tops - log_z).exp()
+    return ((log_z - at_target + z_loss * log_z.square()) * scale).sum(), exps, factors
 
 
 def lm_token_scale(m):

@@ -63,16 +63,54 @@ class _OneDNNProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_y):
-        x, w = ctx.saved_tensors
-        d_x = d_w = d_b = None
-        if ctx.needs_input_grad[0]:
-            d_x = matmul(d_y, w.t())                             # [m, n] x [n, k] -> [m, k]
-        if ctx.needs_input_grad[1]:
-            # laid out in memory as w is
-            d_w = matmul(d_y.t(), x).t() if w.stride(0) == 1 else matmul(x.t(), d_y)  # [k, m] x [m, n] -> [k, n]
-        if ctx.needs_input_grad[2]:
-            d_b = d_y.sum(0)
-        return d_x, d_w, d_b
+        return _gradients(*ctx.saved_tensors, d_y, ctx.needs_input_grad)
+
+
+def _gradients(x, w, d_y, needed):
+    """Return d_x, d_w, d_b of y = x @ w + b, each of them None where it is not needed.
+
+    Args:
+        x: [..., k]; w: [k, n]; d_y: [..., n]; needed: three of bool.
+    """
+    d_x = d_w = d_b = None
+    rows, d_rows = x.flatten(0, -2), d_y.flatten(0, -2)             # [..., k] -> [m, k], [..., n] -> [m, n]
+    if needed[0]:
+        d_x = matmul(d_rows, w.t()).view_as(x)                      # [m, n] x [n, k] -> [..., k]
+    if needed[1]:
+        # laid out in memory as w is
+        d_w = matmul(d_rows.t(), rows).t() if w.stride(0) == 1 else matmul(rows.t(), d_rows)  # [k, m] x [m, n]
+    if needed[2]:
+        d_b = d_rows.sum(0)
+    return d_x, d_w, d_b
+
+
+def matmul_made(x, w, b, function, source):
+    """Return x @ w + b, where x = function(source), keeping the source for the backward pass instead of x.
+
+    For an x that is cheap to compute again from what is kept anyway. The gradient goes to x, as in matmul.
+    Under autocast x is kept after all, in its short form. It has first derivatives only.
+
+    Args:
+        x, w, b: see matmul.
+        function, source: a function without randomness, and a tensor.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return matmul(x, w, b)
+    return _MadeProduct.apply(x, w, b, function, source.detach())
+
+
+class _MadeProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w, b, function, source):
+        ctx.function = function
+        ctx.save_for_backward(source, w)
+        return matmul(x, w, b)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_y):
+        source, w = ctx.saved_tensors
+        return *_gradients(ctx.function(source), w, d_y, ctx.needs_input_grad), None, None
 
 
 def matmul_of(function, x, w, b=None):
@@ -112,12 +150,6 @@ class _RecomputedProduct(torch.autograd.Function):
             for device, state in zip(ctx.device, ctx.random_state[1:], strict=True):
                 torch.cuda.set_rng_state(state, device)
             a = ctx.function(x).to(w.dtype)                      # [..., k]
-        d_y = d_y.flatten(0, -2)                                 # [..., n] -> [m, n]
-        d_a = matmul(d_y, w.t()).view_as(a)                      # [m, n] x [n, k] -> [..., k]
+        d_a, d_w, d_b = _gradients(a.detach(), w, d_y, (True, *ctx.needs_input_grad[2:]))
         d_x, = torch.autograd.grad(a, x, d_a)
-        d_w = d_b = None                                         # of frozen weights
-        if ctx.needs_input_grad[2]:
-            d_w = matmul(a.detach().flatten(0, -2).t(), d_y)     # [k, m] x [m, n] -> [k, n]
-        if ctx.needs_input_grad[3]:
-            d_b = d_y.sum(0)
         return None, d_x, d_w, d_b

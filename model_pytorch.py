@@ -19,9 +19,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from dropout import Dropout, drop_again_, dropped
+from dropout import Dropout, DroppedMatrix, draw_keep
 from loss import linear_cross_entropy, lm_token_scale
-from matmul import linear, matmul, matmul_of
+from matmul import linear, matmul, matmul_made, matmul_of
 from packing import Packing
 from released_weights import layer_names, read_pretrained, released_shapes, write_released
 from utils import BadInput
@@ -80,10 +80,16 @@ class Conv1D(nn.Module):
         self.w = nn.Parameter(torch.empty(nx, nf).normal_(std=0.02))
         self.b = nn.Parameter(torch.zeros(nf))
 
-    def forward(self, x, after=None):
-        """[..., nx] -> [..., nf]; of after(x), where it is given, whose value the backward pass computes again."""
+    def forward(self, x, after=None, made=None):
+        """[..., nx] -> [..., nf].
+
+        Both options save memory, by computing something again in the backward pass: `after`, a function to apply
+        to x first; `made`, a pair (function, tensor) of which x is the result.
+        """
         if after is not None:
             return matmul_of(after, x, self.w, self.b)
+        if made is not None:
+            return matmul_made(x, self.w, self.b, *made)
         return matmul(x, self.w, self.b)  # [..., nx] x [nx, nf] -> [..., nf]
 
 
@@ -120,13 +126,13 @@ class Attention(nn.Module):
         self.resid_dropout = Dropout(cfg.resid_pdrop)
         self.register_load_state_dict_pre_hook(_drop_2018_mask)
 
-    def forward(self, x, packing=None, cache=None):
+    def forward(self, x, packing=None, cache=None, made=None):
         """[b, t, d] -> [b, t, d]; with a packing [n, d] -> [n, d].
 
-        With a cache that holds earlier positions, x is one newer position [b, 1, d].
+        With a cache that holds earlier positions, x is one newer position [b, 1, d]. `made`: see Conv1D.
         """
         mixed = partial(self.mix, packing=packing, cache=cache)
-        return self.resid_dropout(self.c_proj(self.c_attn(x), after=mixed))
+        return self.resid_dropout(self.c_proj(self.c_attn(x, made=made), after=mixed))
 
     def mix(self, qkv, packing, cache):
         """Average the values by attention: [b, t, 3d] -> [b, t, d]; with a packing [n, 3d] -> [n, d]."""
@@ -173,9 +179,9 @@ class MLP(nn.Module):
         self.act = ACT_FNS[cfg.afn]
         self.dropout = Dropout(cfg.resid_pdrop)
 
-    def forward(self, x):
-        """[..., d] -> [..., d]."""
-        return self.dropout(self.c_proj(self.c_fc(x), after=self.act))
+    def forward(self, x, made=None):
+        """[..., d] -> [..., d]. `made`: see Conv1D."""
+        return self.dropout(self.c_proj(self.c_fc(x, made=made), after=self.act))
 
 
 class Block(nn.Module):
@@ -190,10 +196,15 @@ class Block(nn.Module):
 
     def forward(self, x, packing=None, cache=None, only=None):
         """[b, t, d] -> [b, t, d]; with a packing [n, d] -> [n, d]; with `only`, int [r], just these rows: [r, d]."""
-        n = self.ln_1(x + self.attn(x, packing, cache))
+        return self.ln_2(self.before_ln_2(x, packing, cache, only))
+
+    def before_ln_2(self, x, packing=None, cache=None, only=None, made=None):
+        """As forward, without the last normalisation. `made`: see Conv1D."""
+        a = x + self.attn(x, packing, cache, made)
+        n = self.ln_1(a)
         if only is not None:
-            n = n[only]
-        return self.ln_2(n + self.mlp(n))
+            return n[only] + self.mlp(n[only])
+        return n + self.mlp(n, (self.ln_1, a))
 
 
 class TransformerModel(nn.Module):
@@ -222,13 +233,15 @@ class TransformerModel(nn.Module):
         Args:
             x: int [..., 2], token ids and position ids.
         Returns:
-            h [..., d], token and position added; the dropped matrix [v, d].
+            h [..., d], token and position added; the dropped matrix [v, d], a DroppedMatrix.
         """
         weight, p = self.embed.weight, self.embd_pdrop
         if self.training and p and weight.device.type == "cpu":
-            return _DroppedLookup.apply(weight, x, p)
+            keep = draw_keep(weight.shape, p)
+            h, weight = _DroppedLookup.apply(weight, keep, x, p)
+            return h, DroppedMatrix(weight, keep, p)
         we = F.dropout(weight, p, self.training)
-        return F.embedding(x, we).sum(-2), we                # [..., 2, d] -> [..., d]
+        return F.embedding(x, we).sum(-2), DroppedMatrix(we)     # [..., 2, d] -> [..., d]
 
     def forward(self, x, packing=None, cache=None, only=None):
         """Return the final hidden states.
@@ -244,40 +257,45 @@ class TransformerModel(nn.Module):
         return self.forward_and_we(x, packing, cache, only)[0]
 
     def forward_and_we(self, x, packing=None, cache=None, only=None):
-        """As forward; return also the dropped matrix [v, d] that the softmax of this forward uses."""
+        """As forward; return also the DroppedMatrix [v, d] that the softmax of this forward uses."""
         x = x.reshape(-1, *x.shape[-2:])
         if packing is not None:
             x = packing.pack(x)                              # [b, t, 2] -> [n, 2]
         h, we = self.look_up(x)
+        made = None
         for block in self.h:
-            h = block(h, packing, cache, only if block is self.h[-1] else None)
+            s = block.before_ln_2(h, packing, cache, only if block is self.h[-1] else None, made)
+            h, made = block.ln_2(s), (block.ln_2, s)
         if cache is not None:
             cache.length += x.size(1)
         return h, we
 
 
 class _DroppedLookup(torch.autograd.Function):
-    """Dropout of a matrix and lookup in it, for CPUs: the matrix gets its gradient in one buffer instead of four."""
+    """Dropout of a matrix and lookup in it, for CPUs: the matrix gets its gradient in one buffer instead of four.
+
+    Returns the rows looked up and the matrix itself, not dropped: whose gradient the rows' is added to.
+    """
 
     @staticmethod
-    def forward(ctx, weight, x, p):
-        we, keep = dropped(weight, p)
-        ctx.save_for_backward(x, keep)
-        ctx.p = p
+    def forward(ctx, weight, keep, x, p):
+        kept = keep[x]                                       # [..., 2, d]
+        ctx.save_for_backward(x, kept)
+        ctx.p, ctx.shape = p, weight.shape
         ctx.set_materialize_grads(False)
-        return F.embedding(x, we).sum(-2), we                # [..., 2, d] -> [..., d]
+        return (weight[x] * kept).sum(-2).div_(1 - p), weight.view_as(weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_h, d_we):
-        x, keep = ctx.saved_tensors
-        if d_we is None:  # no softmax
-            d_we = d_h.new_zeros(keep.shape)
+    def backward(ctx, d_h, d_weight):
+        x, kept = ctx.saved_tensors
+        if d_weight is None:  # no softmax
+            d_weight = torch.zeros(ctx.shape, dtype=d_h.dtype)
         if d_h is not None:
-            d_rows = d_h.unsqueeze(-2).expand(*x.shape, -1)  # [..., d] -> [..., 2, d]
-            # d_we comes from a product with `we` and is nobody else's: it may be changed.
-            d_we = d_we.contiguous().index_add_(0, x.flatten(), d_rows.flatten(0, -2))
-        return drop_again_(d_we.contiguous(), keep, ctx.p), None, None
+            d_rows = d_h.unsqueeze(-2) * kept / (1 - ctx.p)  # [..., d] -> [..., 2, d]
+            # d_weight comes from the softmax and is nobody else's: it may be changed.
+            d_weight = d_weight.contiguous().index_add_(0, x.flatten(), d_rows.flatten(0, -2))
+        return d_weight, None, None, None
 
 
 def _strip_data_parallel_prefix(module, state_dict, prefix, *args):
@@ -305,11 +323,11 @@ class LMHead(nn.Module):
     def forward(self, h, we=None):
         """h [b, t, d] -> [b * (t - 1), v], or [b, t, v] without trunc_and_reshape.
 
-        we: the dropped matrix of this forward; the undropped one by default.
+        we: the DroppedMatrix of this forward; the undropped one by default.
         """
         if self.trunc_and_reshape:
             h = h[:, :-1].reshape(-1, h.size(-1))                    # [b, t, d] -> [b(t-1), d]
-        return linear(h, self.decoder.weight if we is None else we)     # [..., d] x [d, v] -> [..., v]
+        return linear(h, self.decoder.weight if we is None else we.written_out())  # [..., d] x [d, v] -> [..., v]
 
 
 class _ClassifyHead(nn.Module):
@@ -421,7 +439,7 @@ class LMModel(nn.Module):
         h = h[:, :-1].flatten(0, 1)                             # [b, t, d] -> [b(t-1), d]
         targets = x[:, 1:, 0].flatten().long()                  # [b(t-1)]
         scale = torch.full(targets.shape, 1 / len(targets), device=h.device)
-        return linear_cross_entropy(h, we, targets, scale)
+        return linear_cross_entropy(h, we.matrix, targets, scale, keep=we.keep, p=we.p)
 
 
 class DoubleHeadModel(nn.Module):
@@ -476,7 +494,8 @@ class DoubleHeadModel(nn.Module):
             counts = scale[:, 1:t].ne(0)                                       # [bc, t - 1]
             hidden = grid[:, :-1][counts]                                      # -> [tokens that count, d]
             targets = rows[:, 1:t, 0][counts].long()
-            loss = loss + linear_cross_entropy(hidden, we, targets, lm_coef * scale[:, 1:t][counts])
+            loss = loss + linear_cross_entropy(hidden, we.matrix, targets, lm_coef * scale[:, 1:t][counts],
+                                               keep=we.keep, p=we.p)
         return loss, clf_losses
 
     @torch.no_grad()

@@ -6,32 +6,40 @@ import torch.nn.functional as F
 from gpt_golden import no_dropout
 from test_model import enlarge, small_model, story_batch
 
-from dropout import SLICE, Dropout, drop_again_, dropped
+from dropout import SLICE, STREAM, Dropout, draw_keep
 from model_pytorch import Attention, TransformerModel
 
 
-@pytest.mark.parametrize("p", [0.1, 0.4, 0.999])
-def test_entries_are_dropped_with_probability_p_and_the_rest_scaled(p):
+@pytest.mark.parametrize("p", [0.1, 0.4, 0.999, 1e-7])
+def test_entries_are_kept_with_probability_1_minus_p(p):
     torch.manual_seed(0)
-    x = torch.rand(3, SLICE // 2 + 77) + 1           # two slices, the last one odd
-    y, keep = dropped(x, p)
-    assert keep.shape == x.shape and set(keep.unique().tolist()) == {0, 1}
-    assert torch.equal(y == 0, keep == 0)
-    torch.testing.assert_close(y[keep == 1], x[keep == 1] / (1 - p))
-    deviation = (p * (1 - p) / x.numel()) ** 0.5
-    assert abs((keep == 0).double().mean() - p) < 5 * deviation
-    pairs = (keep.flatten()[1:] == 0) & (keep.flatten()[:-1] == 0)  # neighbours share a draw, but no bits
-    assert abs(pairs.double().mean() - p * p) < 8 * deviation
-    assert torch.equal(drop_again_(x.clone(), keep, p), y)
+    keep = draw_keep((3, STREAM // 2 + SLICE // 2 + 77), p)      # two streams, with odd ends
+    assert keep.dtype == torch.uint8 and set(keep.unique().tolist()) <= {0, 1}
+    deviation = (p * (1 - p) / keep.numel()) ** 0.5
+    for part in (keep, keep.flatten()[-SLICE // 2:], keep[:, ::2]):
+        assert abs((part == 0).double().mean() - p) < 5 * deviation * (keep.numel() / part.numel()) ** 0.5 + 1e-6
+    for apart in (1, 4, 2 ** 16, SLICE, STREAM):
+        both = (keep.flatten()[apart:] == 0) & (keep.flatten()[:-apart] == 0)
+        assert abs(both.double().mean() - p * p) < 8 * deviation
 
 
-def test_masks_follow_from_torch_s_seed():
-    x = torch.ones(41, 7)
-    torch.manual_seed(3)
-    first, second = dropped(x, 0.5)[0], dropped(x, 0.5)[0]
-    torch.manual_seed(3)
-    assert torch.equal(dropped(x, 0.5)[0], first) and torch.equal(dropped(x, 0.5)[0], second)
-    assert not torch.equal(first, second)
+def test_ties_of_the_first_16_bits_are_drawn_by_the_other_16():
+    p = 1 - 0.5 / 2 ** 16                       # one entry in 131,072 is kept, where 16 bits alone would keep none
+    torch.manual_seed(0)
+    kept = draw_keep((1 << 24,), p).sum().item()
+    assert abs(kept - 128) < 5 * 128 ** 0.5
+
+
+def test_masks_follow_from_torch_s_seed_whatever_the_threads():
+    masks, threads = [], torch.get_num_threads()
+    for n in (1, 3, threads):
+        torch.set_num_threads(n)
+        torch.manual_seed(3)
+        masks.append([draw_keep(shape, 0.5) for shape in ((41, 7), (41, 7), (2, STREAM + 5))])
+    for other in masks[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(masks[0], other, strict=True))
+    assert not torch.equal(masks[0][0], masks[0][1])
+    assert not torch.equal(masks[0][2][0, :STREAM - 5], masks[0][2][1, :STREAM - 5])
 
 
 def test_layer_drops_in_training_only_and_its_gradient_has_the_mask():
@@ -63,8 +71,10 @@ def test_looking_up_in_the_dropped_matrix_has_the_plain_gradient(softmax):
     def loss_of(h, we):
         return h.square().sum() + (we * mix).sum() * softmax
 
-    got, = torch.autograd.grad(loss_of(h, we), weight)
-    plain = weight * (we.detach() != 0) / 0.6
+    got, = torch.autograd.grad(loss_of(h, we.written_out()), weight)
+    assert 0.3 < 1 - we.keep.float().mean() < 0.5
+    plain = weight * we.keep / 0.6
+    torch.testing.assert_close(we.written_out(), plain)
     want, = torch.autograd.grad(loss_of(F.embedding(x, plain).sum(-2), plain), weight)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 

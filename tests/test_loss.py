@@ -15,13 +15,15 @@ def problem(n, v=2300, d=17):
 
 @pytest.mark.parametrize("n", [1, 31, 33, 150])
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
-@pytest.mark.parametrize("factor", [1, 0.25])
-def test_value_and_gradients_are_those_of_the_definition(monkeypatch, n, z_loss, factor):
-    monkeypatch.setitem(loss.LOGITS_AT_ONCE, 4, 2300 * 65)  # 64 tokens at once: up to three parts
+@pytest.mark.parametrize("factor, p", [(1, 0.0), (0.25, 0.0), (0.25, 0.3)])
+def test_value_and_gradients_are_those_of_the_definition(monkeypatch, n, z_loss, factor, p):
+    monkeypatch.setitem(loss.LOGITS_AT_ONCE, 4, 2300 * 65)  # up to 64 tokens at once: up to three parts
     hidden, weight, targets, scale = problem(n)
+    targets[-1], targets[0] = loss.CPU_ROWS, loss.CPU_ROWS - 1  # where one piece of the vocabulary ends
+    keep = (torch.rand(weight.shape) > p).to(torch.uint8) if p else None
     results = []
     for function in (linear_cross_entropy, plain_linear_cross_entropy):
-        value = function(hidden, weight, targets, scale, z_loss)
+        value = function(hidden, weight, targets, scale, z_loss, keep, p)
         results.append([value, *torch.autograd.grad(value * factor, (hidden, weight))])
     for ours, want in zip(*results, strict=True):
         torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
@@ -38,13 +40,21 @@ def test_value_without_gradients_and_of_no_token():
     assert not d_hidden.any() and not d_weight.any()
 
 
-def test_bfloat16_is_close_to_float32():
+@pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16])
+def test_bfloat16_is_close_to_float32(hidden_dtype):
     hidden, weight, targets, scale = problem(150)
     want = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, scale), (hidden, weight))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = linear_cross_entropy(hidden, weight, targets, scale)
+        value = linear_cross_entropy(hidden.to(hidden_dtype), weight, targets, scale)
     got = torch.autograd.grad(value, (hidden, weight))
     assert value.dtype == torch.float32
     for ours, expected in zip(got, want, strict=True):
         assert ours.dtype == torch.float32
         assert (ours - expected).abs().max() < 2e-2 * expected.abs().max()
+
+
+def test_large_logits_do_not_overflow():
+    hidden, weight, targets, scale = problem(33)
+    value = linear_cross_entropy(hidden * 1e3, weight, targets, scale)
+    torch.testing.assert_close(value, plain_linear_cross_entropy(hidden * 1e3, weight, targets, scale))
+    assert all(d.isfinite().all() for d in torch.autograd.grad(value, (hidden, weight)))

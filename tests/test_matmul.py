@@ -1,10 +1,12 @@
 """matmul's fast path against torch's plain products."""
 
+import weakref
+
 import pytest
 import torch
 
 import matmul as matmul_module
-from matmul import matmul, matmul_of
+from matmul import matmul, matmul_made, matmul_of
 from packing import Packing
 
 ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN: one path only")
@@ -108,3 +110,25 @@ def test_product_of_a_recomputed_value_has_the_plain_gradients(dtype, bias):
     tolerance = 1e-5 if dtype == "fp32" else 2e-2
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("frozen", [(), (0,), (1, 2)])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_product_of_a_made_value_has_the_plain_gradients_without_keeping_it(dtype, frozen):
+    source, w, b = operands((3, 17), 5, 11, False, True)
+    for i in frozen:
+        (source, w, b)[i].requires_grad_(False)
+    leaves = [t for t in (source, w, b) if t.requires_grad]
+    results = []
+    for product in (lambda x: matmul_made(x, w, b, torch.sigmoid, source), lambda x: matmul(x, w, b)):
+        x = source.sigmoid()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
+            y = product(x) + x.sum()
+        results.append([y, *torch.autograd.grad(y.sin().sum(), leaves)])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+    x = torch.randn(3, 5)
+    kept = weakref.ref(x)
+    y = matmul_made(x, w, b, torch.sigmoid, torch.randn(3, 5))
+    del x
+    assert kept() is None
