@@ -9,8 +9,9 @@ Each row starts one process for us and one for transformers, and lets them work 
 else the machine does hits both. Printed are medians: our seconds, theirs, the ratio pair by pair, the ratio of
 the peak memory of the two processes, and our useful work as a share of the machine's matrix rate.
 
-Both sides run as their users run them. Ours has what our scripts do: training keeps freed memory in the process
-(utils.keep_freed_memory; --same_malloc gives it to both), an evaluation has one autocast context for all batches.
+Both sides run as their users run them. Ours has what our scripts do: training lays large blocks apart for its first
+update and keeps freed memory from then on (see utils.py; --same_malloc gives both to both), an evaluation has one
+autocast context for all batches.
 
 Weights are random, and where both sides must do the same work they are the same. Batches have the shape of
 ROCStories with OpenAI's vocabulary: stories of about 41 tokens (sd 9, at most 64), endings of 8.7 (at most 17).
@@ -38,7 +39,7 @@ from loss import linear_cross_entropy
 from matmul import matmul
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, checkpoint_names, shift_right
-from utils import BadInput, OneLineParser, keep_freed_memory, run_script, write_atomically
+from utils import BadInput, OneLineParser, keep_freed_memory, lay_large_blocks_apart, run_script, write_atomically
 
 FULL = dict(n_embd=768, n_head=12, n_layer=12, n_vocab=40478, stories=8, new_tokens=64, t5="small", t5_depth=6,
             t5_batch=16, source=60, target=20)
@@ -90,10 +91,18 @@ def their_gpt(size, device, kind, n_ctx=77):
         n_head=size["n_head"])).to(device)
 
 
-def set_malloc(side):
-    """Keep freed memory as training.train does; in their process only where --same_malloc asks for it."""
-    if side == "ours" or os.environ.get(SAME_MALLOC):
+def with_malloc_of_training(side, update):
+    """Return a function that does the update with the settings of training.train; in their process only where
+    --same_malloc asks for it."""
+    if side == "theirs" and not os.environ.get(SAME_MALLOC):
+        return update
+    lay_large_blocks_apart()
+
+    def run():
+        update()
         keep_freed_memory()
+
+    return run
 
 
 def gpt_train(side, size, device, dtype, towers=1):
@@ -115,20 +124,22 @@ def gpt_train(side, size, device, dtype, towers=1):
             out = model(x[..., 0], mc_token_ids=at, labels=labels, mc_labels=y)
             return (out.mc_loss + 0.5 * out.loss) / towers
     model.train()
-    set_malloc(side)
 
-    def run():
-        optimizer.zero_grad()
+    def add_gradients(batch):
+        with autocast(device, dtype):
+            loss = loss_of(*batch)
+        loss.backward()
+
+    def update():
+        optimizer.zero_grad(set_to_none=towers == 1)
         for batch in batches:
-            with autocast(device, dtype):
-                loss = loss_of(*batch)
-            loss.backward()
+            add_gradients(batch)
         if side == "theirs":
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
     tokens = sum(int(m.sum()) for _, m, _ in batches)
-    return run, 6 * gpt_weights(size) * tokens
+    return with_malloc_of_training(side, update), 6 * gpt_weights(size) * tokens
 
 
 def gpt_weights(size, head=True):
@@ -223,9 +234,7 @@ def t5_train(side, size, device, dtype):
         def loss_of():
             return model(src, attention_mask=(src != PAD).long(), labels=targets.masked_fill(targets == PAD, -100)).loss
 
-    set_malloc(side)
-
-    def run():
+    def update():
         optimizer.zero_grad()
         with autocast(device, dtype):
             loss = loss_of()
@@ -236,7 +245,8 @@ def t5_train(side, size, device, dtype):
     inner, depth = c["enc_heads"] * c["enc_dim_head"], size["t5_depth"]
     encoder = depth * (4 * c["dim"] * inner + 2 * c["dim"] * c["d_ff"]) + depth * 2 * c["dim"] * inner  # and cross k, v
     decoder = depth * (6 * c["dim"] * inner + 2 * c["dim"] * c["d_ff"]) + c["dec_num_tokens"] * c["dim"]
-    return run, 6 * (encoder * int((src != PAD).sum()) + decoder * int((targets != PAD).sum()))
+    operations = 6 * (encoder * int((src != PAD).sum()) + decoder * int((targets != PAD).sum()))
+    return with_malloc_of_training(side, update), operations
 
 
 def t5_decode(side, size, device, batch, beams):

@@ -13,7 +13,7 @@ from matmul import ROW_MULTIPLE, matmul
 # N tokens (n of one part), V rows of the vocabulary (v of one piece), D width of the hidden states
 
 # How many logits exist at once, by the bytes of each: more tokens make faster products, and take more memory.
-LOGITS_AT_ONCE = {8: 1 << 23, 4: 1 << 24, 2: 1 << 25}
+LOGITS_AT_ONCE = {8: 6 << 20, 4: 12 << 20, 2: 32 << 20}
 
 # Rows of the vocabulary visited at a time on a CPU. A GPU takes all.
 CPU_ROWS = 2048

@@ -12,7 +12,6 @@ import re
 
 import ftfy
 import sentencepiece
-import spacy
 from tqdm import tqdm
 
 from utils import BadInput, MissingInput, is_first_process, read_text
@@ -96,6 +95,7 @@ def _require_file(path, where_from=WHERE_FROM):
 
 def english_tokenizer():
     """Return spaCy's English tokenizer: the rules of the full pipeline, with nothing to download."""
+    import spacy  # here, as it takes 60 MB and half a second, which T5 and a model of numbers need not pay
     return spacy.blank("en").tokenizer
 
 

@@ -17,7 +17,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils import BadInput, ResultLogger, Stopped, keep_freed_memory, load_tensors, make_path, save_tensors
+from utils import (
+    BadInput,
+    ResultLogger,
+    Stopped,
+    keep_freed_memory,
+    lay_large_blocks_apart,
+    load_tensors,
+    make_path,
+    save_tensors,
+)
 
 PRECISIONS = ("fp32", "bf16")
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
@@ -228,7 +237,16 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
             tqdm.write(f"epoch {state['n_epochs']}  update {state['n_updates']}  "
                        + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
-    keep_freed_memory()
+    def mean_loss(tower):
+        """Add a tower's share to the gradients and return it; nothing of its graph stays."""
+        seed_tower(args.seed, state["n_updates"], tower)
+        with autocast(world.device, args.precision):
+            loss = tower_loss(rows[tower * args.n_batch:(tower + 1) * args.n_batch]) / args.n_gpu
+        loss.backward()
+        return loss.detach()
+
+    towers = range(world.rank, args.n_gpu, world.size)
+    lay_large_blocks_apart()
     model.train()
     with stop_signals() as signals, tqdm(total=total, initial=state["n_updates"], unit="update", ncols=100,
                                          disable=not world.is_first) as bar:
@@ -237,14 +255,10 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
             if batch == 0 or state["n_updates"] == begin:
                 order = orders[epoch]
             rows = order[batch * n_batch_train:(batch + 1) * n_batch_train]
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=len(towers) == 1)  # the sum over several has a place that stays
             total_loss = torch.zeros((), device=world.device)
-            for tower in range(world.rank, args.n_gpu, world.size):
-                seed_tower(args.seed, state["n_updates"], tower)
-                with autocast(world.device, args.precision):
-                    loss = tower_loss(rows[tower * args.n_batch:(tower + 1) * args.n_batch])
-                (loss / args.n_gpu).backward()
-                total_loss += loss.detach() / args.n_gpu
+            for tower in towers:
+                total_loss += mean_loss(tower)
             loss = world.sum(total_loss).item()
             if not math.isfinite(loss):
                 raise BadInput(f"update {state['n_updates'] + 1} (epoch {epoch + 1}, batch {batch + 1}): the loss is "
@@ -252,6 +266,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
                                f"and at examples {sorted(rows.tolist())[:8]}..., or lower --lr")
             world.sum_gradients(model.parameters())
             optimizer.step()
+            keep_freed_memory()  # from the second update on
             state["n_updates"] += 1
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)

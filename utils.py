@@ -311,18 +311,33 @@ def read_log(path):
     return lines
 
 
+def lay_large_blocks_apart():
+    """Give every large block of this process pages of its own, where the C library is glibc.
+
+    For the first update of a training: what it leaves behind for good (gradients, moments, compiled kernels) then
+    does not lie scattered in the heap, where it would break up the space of all later updates. Measured for an
+    update of 4 x 8 stories: 0.2 GB less at the peak. That first update takes half as long again.
+    """
+    _mallopt((-3, 1 << 20),  # M_MMAP_THRESHOLD, bytes
+             (-4, 1 << 16))  # M_MMAP_MAX, blocks: glibc's default
+
+
 def keep_freed_memory():
     """Let this process reuse the memory that its tensors free, where the C library is glibc.
 
     glibc gives large blocks back to the system at once and gets them anew, page by page and zeroed, in the next
-    training step. Measured on 2 cores for a step of GPT-1: 6% of the time in float32, 9% in bfloat16; the peak stays.
+    training step. Measured on 2 cores for a step of GPT-1: 6% of the time in float32, 9% in bfloat16.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)   # M_MMAP_MAX: no block has pages of its own
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
+    _mallopt((-4, 0),   # M_MMAP_MAX: no block has pages of its own
+             (-1, -1))  # M_TRIM_THRESHOLD: the heap never shrinks
+
+
+def _mallopt(*settings):
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            for option, value in settings:
+                mallopt(option, value)
 
 
 def select_device(name):
