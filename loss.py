@@ -59,7 +59,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
         def rows(piece):
-            return (weight[piece] if keep is None else weight[piece] * keep[piece]).to(dtype)  # [v, D]
+            w = weight[piece].to(dtype)                         # [v, D]
+            return w if keep is None else w * keep[piece]
 
         with torch.autocast(device, enabled=False):
             n_tokens, padding = len(hidden), -len(hidden) % ROW_MULTIPLE

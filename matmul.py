@@ -117,19 +117,17 @@ def matmul_of(function, x, w, b=None):
     """Return function(x) @ w + b, keeping x for the backward pass instead of function(x) and what is behind it.
 
     For what is cheap to compute again and large to keep. Random numbers are drawn the same both times.
+    Under autocast, where what is kept is half as large and time more precious, function(x) is kept after all:
+    measured for a step of GPT-1 in bfloat16, that takes 8% less time and 0.2 GB more.
     It has first derivatives only.
 
     Args:
         function: from x to [..., k], without parameters of its own, or they would get no gradient.
         x, w, b: tensors; w and b as in matmul.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler decides itself what to keep
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return matmul(function(x), w, b)
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        w, b = w.to(dtype), b if b is None else b.to(dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        return _RecomputedProduct.apply(function, x, w, b)
+    return _RecomputedProduct.apply(function, x, w, b)
 
 
 class _RecomputedProduct(torch.autograd.Function):
@@ -138,7 +136,7 @@ class _RecomputedProduct(torch.autograd.Function):
         ctx.function, ctx.device = function, [x.device.index] if x.device.type == "cuda" else []
         ctx.random_state = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, ctx.device)]
         ctx.save_for_backward(x, w)
-        return matmul(function(x).to(w.dtype), w, b)
+        return matmul(function(x), w, b)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -149,7 +147,7 @@ class _RecomputedProduct(torch.autograd.Function):
             torch.set_rng_state(ctx.random_state[0])
             for device, state in zip(ctx.device, ctx.random_state[1:], strict=True):
                 torch.cuda.set_rng_state(state, device)
-            a = ctx.function(x).to(w.dtype)                      # [..., k]
+            a = ctx.function(x)                                  # [..., k]
         d_a, d_w, d_b = _gradients(a.detach(), w, d_y, (True, *ctx.needs_input_grad[2:]))
         d_x, = torch.autograd.grad(a, x, d_a)
         return None, d_x, d_w, d_b

@@ -145,7 +145,8 @@ class Attention(nn.Module):
             k, v = cache.extend(self, k, v)
         mask = packing.mask if packing is not None else None
         if self.training and self.attn_dropout.p and mask is None and q.device.type == "cpu":
-            a = self.attend_with_dropout(q, k, v)
+            with torch.autocast("cpu", enabled=False):  # which would make the softmax float32
+                a = self.attend_with_dropout(q, k, v)
         else:
             a = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=self.scale,
