@@ -45,9 +45,9 @@ def linear(x, weight):
 
 
 def _onednn_takes(x, w):
-    return x.dtype == w.dtype == torch.float32 and x.device.type == w.device.type == "cpu" and x.numel() > 0 \
-        and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled \
-        and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu") \
+        and x.dtype == w.dtype == torch.float32 and x.device.type == w.device.type == "cpu" and x.numel() > 0 \
+        and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
 
 
 def _onednn_product(x, w, b):

@@ -195,17 +195,19 @@ class Block(nn.Module):
         self.mlp = MLP(4 * cfg.n_embd, cfg)
         self.ln_2 = LayerNorm(cfg.n_embd)
 
-    def forward(self, x, packing=None, cache=None, only=None):
-        """[b, t, d] -> [b, t, d]; with a packing [n, d] -> [n, d]; with `only`, int [r], just these rows: [r, d]."""
-        return self.ln_2(self.before_ln_2(x, packing, cache, only))
+    def forward(self, x, packing=None, cache=None, only=None, made=None, with_sum=False):
+        """[b, t, d] -> [b, t, d]; with a packing [n, d] -> [n, d]; with `only`, int [r], just these rows: [r, d].
 
-    def before_ln_2(self, x, packing=None, cache=None, only=None, made=None):
-        """As forward, without the last normalisation. `made`: see Conv1D."""
+        `made`: see Conv1D. With `with_sum` returns what ln_2 was given, too.
+        """
         a = x + self.attn(x, packing, cache, made)
         n = self.ln_1(a)
         if only is not None:
-            return n[only] + self.mlp(n[only])
-        return n + self.mlp(n, (self.ln_1, a))
+            s = n[only] + self.mlp(n[only])
+        else:
+            s = n + self.mlp(n, (self.ln_1, a))
+        h = self.ln_2(s)
+        return (h, s) if with_sum else h
 
 
 class TransformerModel(nn.Module):
@@ -265,8 +267,8 @@ class TransformerModel(nn.Module):
         h, we = self.look_up(x)
         made = None
         for block in self.h:
-            s = block.before_ln_2(h, packing, cache, only if block is self.h[-1] else None, made)
-            h, made = block.ln_2(s), (block.ln_2, s)
+            h, s = block(h, packing, cache, only if block is self.h[-1] else None, made, with_sum=True)
+            made = block.ln_2, s
         if cache is not None:
             cache.length += x.size(1)
         return h, we

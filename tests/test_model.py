@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gpt_golden import as_tf, batch_of, config_of, model_of, no_dropout, variables
+from torch._dynamo.testing import CompileCounter
 
 import loss
 from model_pytorch import (
@@ -163,6 +164,20 @@ def test_embedding_dropout_acts_on_the_matrix_once_per_forward():
     assert 0.35 < dropped.float().mean() < 0.45
     assert 0 < dropped.float().mean(1).std() < 0.2  # single entries are dropped, not rows
     torch.testing.assert_close(matrix[~dropped], we[~dropped] / 0.6)
+
+
+def test_compiled_blocks_are_whole_and_give_the_same_gradients():
+    model = enlarge(small_model()).train()
+    x, m, y = story_batch(3)
+    parameters = list(model.parameters())
+    want = torch.autograd.grad(model.losses(x, m, y, 0.5)[0], parameters)
+    counter = CompileCounter()
+    for block in model.transformer.h:
+        block.compile(dynamic=True, backend=counter)
+    got = torch.autograd.grad(model.losses(x, m, y, 0.5)[0], parameters)
+    assert counter.frame_count == len(model.transformer.h)  # no graph breaks
+    for ours, expected in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_classifier_dropout_is_shared_by_the_choices():
