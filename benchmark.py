@@ -39,7 +39,15 @@ from loss import linear_cross_entropy
 from matmul import matmul
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, checkpoint_names, shift_right
-from utils import BadInput, OneLineParser, keep_freed_memory, lay_large_blocks_apart, run_script, write_atomically
+from utils import (
+    BadInput,
+    OneLineParser,
+    give_back_free_pages,
+    keep_freed_memory,
+    lay_large_blocks_apart,
+    run_script,
+    write_atomically,
+)
 
 FULL = dict(n_embd=768, n_head=12, n_layer=12, n_vocab=40478, stories=8, new_tokens=64, t5="small", t5_depth=6,
             t5_batch=16, source=60, target=20)
@@ -126,6 +134,8 @@ def gpt_train(side, size, device, dtype, towers=1):
     model.train()
 
     def add_gradients(batch):
+        if towers > 1:
+            give_back_free_pages()  # as training.train does
         with autocast(device, dtype):
             loss = loss_of(*batch)
         loss.backward()

@@ -21,6 +21,7 @@ from utils import (
     BadInput,
     ResultLogger,
     Stopped,
+    give_back_free_pages,
     keep_freed_memory,
     lay_large_blocks_apart,
     load_tensors,
@@ -239,6 +240,8 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
 
     def mean_loss(tower):
         """Add a tower's share to the gradients and return it; nothing of its graph stays."""
+        if len(towers) > 1:
+            give_back_free_pages()
         seed_tower(args.seed, state["n_updates"], tower)
         with autocast(world.device, args.precision):
             loss = tower_loss(rows[tower * args.n_batch:(tower + 1) * args.n_batch]) / args.n_gpu

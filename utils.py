@@ -332,12 +332,24 @@ def keep_freed_memory():
              (-1, -1))  # M_TRIM_THRESHOLD: the heap never shrinks
 
 
+def give_back_free_pages():
+    """Return the free pages between this process's blocks to the system, where the C library is glibc.
+
+    Before each of several towers of an update, whose blocks would else come to lie beside the holes of the last
+    tower's. Measured for an update of 4 x 8 stories: up to 0.1 GB less at the peak, for 1.5% of the time.
+    """
+    _glibc("malloc_trim", (0,))
+
+
 def _mallopt(*settings):
+    _glibc("mallopt", *settings)
+
+
+def _glibc(function, *calls):
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            for option, value in settings:
-                mallopt(option, value)
+            for arguments in calls:
+                getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def select_device(name):
