@@ -95,7 +95,7 @@ def _require_file(path, where_from=WHERE_FROM):
 
 def english_tokenizer():
     """Return spaCy's English tokenizer: the rules of the full pipeline, with nothing to download."""
-    import spacy  # here, as it takes 60 MB and half a second, which T5 and a model of numbers need not pay
+    import spacy  # here, as it takes 60 MB and two seconds, which T5 and those who bring token ids need not pay
     return spacy.blank("en").tokenizer
 
 
