@@ -7,7 +7,8 @@
 
 Each row starts one process for us and one for transformers, and lets them work in turn, A B A B, so that whatever
 else the machine does hits both. Printed are medians: our seconds, theirs, the ratio pair by pair, the ratio of
-the peak memory of the two processes, and our useful work as a share of the machine's matrix rate.
+the peak memory of the two processes, and our useful work as a share of the machine's matrix rate, which is measured
+after each pair, since it varies as much as everything else.
 
 Both sides run as their users run them. Ours has what our scripts do: training lays large blocks apart for its first
 update and keeps freed memory from then on (see utils.py; --same_malloc gives both to both), an evaluation has one
@@ -290,9 +291,9 @@ ROWS = {
 }
 
 
-def matrix_rate(device, dtype):
-    """Return the operations per second of a large matrix product: the best of 5, by torch's own and by our product."""
-    n = 2048 if device == "cpu" else 8192
+def matrix_rate(device, dtype, quick=False):
+    """Return the operations per second of a large matrix product: the best of 6 each by torch's own and by ours."""
+    n = 512 if quick else 2048 if device == "cpu" else 8192
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
     best = 0.0
     for product in 6 * (torch.matmul, matmul):
@@ -350,10 +351,12 @@ def measure(row, args):
     try:
         for process in both.values():
             ask(process)  # warm-up
-        answers = {side: [] for side in both}
+        answers, rates = {side: [] for side in both}, []
         for _ in range(args.pairs):
             for side, process in both.items():
                 answers[side].append(ask(process))
+            if answers["ours"][0]["operations"]:
+                rates.append(matrix_rate(args.device, row.rsplit("-", 1)[-1], args.quick))
     finally:
         for process in both.values():
             process.kill()
@@ -366,8 +369,9 @@ def measure(row, args):
             "ratio": statistics.median(b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)),
             "ours_peak": peaks["ours"], "theirs_peak": peaks["theirs"], "memory_ratio": peaks["ours"] / peaks["theirs"],
             "gflops": operations / median["ours"] / 1e9 or None,
-            "share": operations / median["ours"] / matrix_rate(args.device, row.rsplit("-", 1)[-1]) or None,
-            "all_ours_s": seconds["ours"], "all_theirs_s": seconds["theirs"]}
+            "share": statistics.median(operations / s / rate for s, rate in zip(seconds["ours"], rates, strict=True))
+            if rates else None, "all_ours_s": seconds["ours"], "all_theirs_s": seconds["theirs"],
+            "all_matrix_gflops": [rate / 1e9 for rate in rates]}
 
 
 def fine_tuning_on_gpu(size):
@@ -425,7 +429,7 @@ def main(argv=None):
     except ImportError:
         raise BadInput("transformers is not installed; pip install -r requirements-dev.txt") from None
     hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    rates = {dtype: matrix_rate(args.device, dtype) / 1e9 for dtype in ("fp32", "bf16")}
+    rates = {dtype: matrix_rate(args.device, dtype, args.quick) / 1e9 for dtype in ("fp32", "bf16")}
     about = {"date": time.strftime("%Y-%m-%d"), "hardware": hardware, "machine": platform.machine(),
              "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
              "matrix_gflops": rates, "size": size, "command": "python benchmark.py " + " ".join(argv)}
