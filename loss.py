@@ -13,7 +13,7 @@ from matmul import ROW_MULTIPLE, matmul
 # N tokens (n of one part), V rows of the vocabulary (v of one piece), D width of the hidden states
 
 # How many logits exist at once, by the bytes of each: more tokens make faster products, and take more memory.
-LOGITS_AT_ONCE = {8: 8 << 20, 4: 16 << 20, 2: 32 << 20}
+LOGITS_AT_ONCE = {8: 9 << 20, 4: 18 << 20, 2: 36 << 20}
 
 # Rows of the vocabulary visited at a time on a CPU. A GPU takes all.
 CPU_ROWS = 1024
@@ -71,11 +71,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             h = F.pad(hidden, (0, 0, 0, padding)).to(torch.promote_types(dtype, torch.float32)) / (1 - p)
             targets, scale = F.pad(targets, (0, padding)), F.pad(scale, (0, padding))[:, None]
             total = scale.new_zeros(())
-            d_hidden, d_weight = (torch.zeros_like(h), torch.empty_like(weight)) if wants_grad else (None, None)
-            parts = max(-(-len(h) * len(weight) // LOGITS_AT_ONCE[dtype.itemsize]), 1)
+            d_hidden, d_weight = (torch.zeros_like(h), weight.new_empty(weight.shape)) if wants_grad else (None, None)
+            # How many tokens' exponentials fit in the gradient's memory, which nobody else needs until it is filled.
+            fitting = weight.size(1) * weight.itemsize // dtype.itemsize if wants_grad and device == "cpu" else 0
+            parts = 1 if len(h) <= fitting else -(-len(h) * len(weight) // LOGITS_AT_ONCE[dtype.itemsize])
             for part in _slices(len(h), -(-len(h) // parts // ROW_MULTIPLE) * ROW_MULTIPLE):
                 h_part, target, weigh = h[part], targets[part], scale[part]
-                loss, exps, factors = _loss_of_part(h_part.to(dtype), rows, pieces, target, weigh, z_loss, wants_grad)
+                exps = None
+                if wants_grad:
+                    inside = part.start == 0 and len(h_part) <= fitting
+                    exps = [_room(len(h_part), d_weight[piece], dtype, inside) for piece in pieces]
+                loss, factors = _loss_of_part(h_part.to(dtype), rows, pieces, target, weigh, z_loss, exps)
                 total += loss
                 if not wants_grad:
                     continue
@@ -109,18 +115,25 @@ def _slices(length, step):
     return [slice(start, min(start + step, length)) for start in range(0, length, step or 1)]
 
 
-def _loss_of_part(h, rows, pieces, targets, scale, z_loss, wants_grad):
-    """Return the loss of a few tokens, and of what their gradient consists.
+def _room(n, d_rows, dtype, inside):
+    """Return a tensor [n, v] for v = len(d_rows), with memory of its own or inside of d_rows [v, D]."""
+    size = n * len(d_rows)
+    memory = d_rows.view(-1).view(dtype)[:size] if inside else d_rows.new_empty(size, dtype=dtype)
+    return memory.view(n, len(d_rows))
+
+
+def _loss_of_part(h, rows, pieces, targets, scale, z_loss, exps):
+    """Return the loss of a few tokens, and factors of their gradient.
 
     Args:
         h: [n, D]; pieces: slices of the vocabulary; rows: function from one of them to [v, D];
-        targets: int64 [n]; scale: [n, 1]; z_loss, wants_grad: see linear_cross_entropy.
+        targets: int64 [n]; scale: [n, 1]; z_loss: see linear_cross_entropy;
+        exps: tensors [n, v] to be filled, one for each piece, or None.
     Returns:
-        the loss; exps, a list of [n, v], one of each piece; factors [n, pieces]: the gradient of a piece's logits
-        is factor * exp, less `scale` at the target.
+        the loss; factors [n, pieces]: the gradient of a piece's logits is factor * exp, less `scale` at the target.
     """
-    exps, tops, sums, at_target = [], [], [], 0
-    for piece in pieces:
+    tops, sums, at_target = [], [], 0
+    for i, piece in enumerate(pieces):
         logits = matmul(h, rows(piece).t())                         # [n, D] x [D, v] -> [n, v]
         exp = logits.to(torch.promote_types(h.dtype, torch.float32))
         column = targets[:, None] - piece.start
@@ -128,13 +141,13 @@ def _loss_of_part(h, rows, pieces, targets, scale, z_loss, wants_grad):
         at_target += torch.where(inside, exp.gather(1, column.clamp(0, exp.size(1) - 1)), 0.0)
         tops.append(exp.amax(-1, keepdim=True))
         sums.append(exp.sub_(tops[-1]).exp_().sum(-1, keepdim=True))
-        if wants_grad:
-            exps.append(exp.to(h.dtype))
+        if exps is not None:
+            exps[i].copy_(exp)
     tops = torch.cat(tops, 1)                                       # [n, pieces]
     log_z = (tops + torch.cat(sums, 1).log()).logsumexp(-1, keepdim=True)
     # d loss / d logits = scale * ((1 + 2 z_loss log_z) softmax(logits) - one_hot(target))
     factors = scale * (1 + 2 * z_loss * log_z) * (tops - log_z).exp()
-    return ((log_z - at_target + z_loss * log_z.square()) * scale).sum(), exps, factors
+    return ((log_z - at_target + z_loss * log_z.square()) * scale).sum(), factors
 
 
 def lm_token_scale(m):

@@ -13,12 +13,13 @@ def problem(n, v=2300, d=17):
     return hidden, weight, torch.randint(0, v, (n,)), torch.rand(n)
 
 
+@pytest.mark.parametrize("d", [17, 70])  # in the gradient there is room for the exponentials of d tokens
 @pytest.mark.parametrize("n", [1, 31, 33, 150])
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 @pytest.mark.parametrize("factor, p", [(1, 0.0), (0.25, 0.0), (0.25, 0.3)])
-def test_value_and_gradients_are_those_of_the_definition(monkeypatch, n, z_loss, factor, p):
+def test_value_and_gradients_are_those_of_the_definition(monkeypatch, d, n, z_loss, factor, p):
     monkeypatch.setitem(loss.LOGITS_AT_ONCE, 4, 2300 * 65)  # up to 64 tokens at once: up to three parts
-    hidden, weight, targets, scale = problem(n)
+    hidden, weight, targets, scale = problem(n, d=d)
     targets[-1], targets[0] = loss.CPU_ROWS, loss.CPU_ROWS - 1  # where one piece of the vocabulary ends
     keep = (torch.rand(weight.shape) > p).to(torch.uint8) if p else None
     results = []
@@ -41,8 +42,9 @@ def test_value_without_gradients_and_of_no_token():
 
 
 @pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16])
-def test_bfloat16_is_close_to_float32(hidden_dtype):
-    hidden, weight, targets, scale = problem(150)
+@pytest.mark.parametrize("d", [17, 170])
+def test_bfloat16_is_close_to_float32(hidden_dtype, d):
+    hidden, weight, targets, scale = problem(150, d=d)
     want = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, scale), (hidden, weight))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = linear_cross_entropy(hidden.to(hidden_dtype), weight, targets, scale)
