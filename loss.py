@@ -1,7 +1,7 @@
 """Cross entropy of a linear layer's output, without ever holding all of its logits.
 
 A language model's loss needs logits [tokens, vocabulary] only to add them up. linear_cross_entropy
-visits a few thousand words of the vocabulary at a time, while they are in the cache, and takes the
+visits a thousand words of the vocabulary at a time, while they are in the cache, and takes the
 gradients on the way. The plain path it equals is plain_linear_cross_entropy.
 """
 
@@ -13,6 +13,7 @@ from matmul import ROW_MULTIPLE, matmul
 # N tokens (n of one part), V rows of the vocabulary (v of one piece), D width of the hidden states
 
 # How many logits exist at once, by the bytes of each: more tokens make faster products, and take more memory.
+# Those that fit in the memory of the gradient take none, and are not counted.
 LOGITS_AT_ONCE = {8: 9 << 20, 4: 18 << 20, 2: 36 << 20}
 
 # Rows of the vocabulary visited at a time on a CPU. A GPU takes all.
