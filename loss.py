@@ -1,8 +1,9 @@
-"""Cross entropy of a linear layer's output, without ever holding all of its logits.
+"""Cross entropy of a linear layer's output, without memory for all of its logits.
 
 A language model's loss needs logits [tokens, vocabulary] only to add them up. linear_cross_entropy
 visits a thousand words of the vocabulary at a time, while they are in the cache, and takes the
-gradients on the way. The plain path it equals is plain_linear_cross_entropy.
+gradients on the way; what it has to keep until then lies, where it fits, in the memory of the weight's
+gradient. The plain path it equals is plain_linear_cross_entropy.
 """
 
 import torch
