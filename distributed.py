@@ -3,11 +3,13 @@
 With one process everything here does nothing, so scripts need no special case.
 """
 
+import atexit
 import os
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # noqa: F401 (see join)
 
 from utils import BadInput, Stopped, select_device
 
@@ -56,14 +58,14 @@ class World:
         """Return when every process has called this."""
         self.any(False)
 
-    def leave(self):
-        """End the group of processes."""
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
-
 
 def join(device="auto"):
     """Return the World that torchrun's environment variables describe; one process without them.
+
+    However the process ends, the group of processes ends before Python does: one of gloo's threads that lets go of a
+    tensor later would abort the process. The threads end with the last reference to the group. The functions of
+    torch.distributed.nn, which torch's optimizers import, have the group as a default argument when they are
+    imported after it was made, and would keep it: hence the import at the top.
 
     Args:
         device: 'auto', 'cpu' or 'cuda'. With CUDA each process takes the GPU of its local rank (nccl); on CPUs
@@ -84,4 +86,5 @@ def join(device="auto"):
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+        atexit.register(dist.destroy_process_group)
     return World(rank, size, device)

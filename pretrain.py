@@ -282,7 +282,6 @@ def main(argv=None):
         print(f"wrote {args.model_dir}; fine-tune it with: python train.py --desc NAME --data_dir DATA --submit "
               f"--analysis --model_dir {args.model_dir} --n_embd {args.n_embd} --n_head {args.n_head} "
               f"--n_layer {args.n_layer} --n_transfer {args.n_layer} --n_ctx {n_positions} --afn {args.afn}")
-    world.leave()
 
 
 def token_losses(model, x, n_vocab):

@@ -258,7 +258,6 @@ def main(argv=None):
         export_t5_model(model, args.model_dir)
         print(f"wrote {args.model_dir}; fine-tune it with: python train_t5.py --desc NAME --data_dir DATA --submit "
               f"--analysis --model_dir {args.model_dir}")
-    world.leave()
 
 
 if __name__ == "__main__":

@@ -195,7 +195,6 @@ def main(argv=None):
     training.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
     if args.submit:
         finetuning.submit(args, model, world, lambda: logits("test"))
-    world.leave()
 
 
 if __name__ == "__main__":

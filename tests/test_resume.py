@@ -212,6 +212,28 @@ def test_a_dead_process_ends_the_run_and_another_number_continues(work, undistur
     assert saved["n_updates"] == whole["n_updates"]
 
 
+LEAVING = """
+import atexit, os, torch, distributed, opt
+def gloo_threads():
+    names = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
+    return sum("gloo" in name for name in names)
+atexit.register(lambda: os.write(1, b"then %d\\n" % gloo_threads()))  # the last of the calls at exit
+world = distributed.join("cpu")
+opt.OpenAIAdam([torch.ones(3, requires_grad=True)], lr=0.1, schedule="warmup_linear", warmup=0.1, t_total=9)
+world.wait()
+os.write(1, b"some now\\n" if gloo_threads() else b"none now\\n")
+"""
+
+
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    if not os.path.exists("/proc/self/task"):
+        pytest.skip("no /proc here")
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    out = subprocess.run([sys.executable, *TORCHRUN, tmp_path / "leaving.py"], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert sorted(out.stdout.split("\n")) == ["", "some now", "some now", "then 0", "then 0"]
+
+
 def test_more_processes_than_towers_are_refused(work):
     process = start(work, *TORCHRUN, desc="many", n_gpu=1)
     err = process.communicate(timeout=120)[1]
