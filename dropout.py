@@ -24,24 +24,32 @@ class Dropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, x):
-        """The same shape; in training, entries are 0 with probability p and scaled by 1 / (1 - p) otherwise."""
-        if not self.training or self.p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return F.dropout(x, self.p, self.training)
-        return _ByteDropout.apply(x, self.p)
+    def draw(self, shape, device):
+        """Return the mask that forward would draw for an x of this shape, or None where torch is to draw it."""
+        if not self.training or self.p == 0 or device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        return draw_keep(shape, self.p)
+
+    def forward(self, x, keep=None):
+        """The same shape; in training, entries are 0 with probability p and scaled by 1 / (1 - p) otherwise.
+
+        keep: a mask drawn before.
+        """
+        if keep is None:
+            keep = self.draw(x.shape, x.device)
+        return F.dropout(x, self.p, self.training) if keep is None else _ByteDropout.apply(x, keep, self.p)
 
 
 class _ByteDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, p):
-        keep = draw_keep(x.shape, p)
+    def forward(ctx, x, keep, p):
         ctx.save_for_backward(keep)
         ctx.scale = 1 / (1 - p)
         return (x * keep).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx, d_y):
-        return (d_y * ctx.saved_tensors[0]).mul_(ctx.scale), None
+        return (d_y * ctx.saved_tensors[0]).mul_(ctx.scale), None, None
 
 
 def draw_keep(shape, p):

@@ -142,8 +142,10 @@ def _loss_of_part(h, rows, pieces, targets, scale, z_loss, exps):
         inside = (column >= 0) & (column < exp.size(1))
         at_target += torch.where(inside, exp.gather(1, column.clamp(0, exp.size(1) - 1)), 0.0)
         tops.append(exp.amax(-1, keepdim=True))
-        sums.append(exp.sub_(tops[-1]).exp_().sum(-1, keepdim=True))
-        if exps is not None:
+        at_once = exps is not None and exps[i].dtype == exp.dtype
+        exp = torch.exp(exp.sub_(tops[-1]), out=exps[i] if at_once else exp)
+        sums.append(exp.sum(-1, keepdim=True))
+        if exps is not None and not at_once:
             exps[i].copy_(exp)
     tops = torch.cat(tops, 1)                                       # [n, pieces]
     log_z = (tops + torch.cat(sums, 1).log()).logsumexp(-1, keepdim=True)

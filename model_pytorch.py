@@ -131,36 +131,44 @@ class Attention(nn.Module):
 
         With a cache that holds earlier positions, x is one newer position [b, 1, d]. `made`: see Conv1D.
         """
-        mixed = partial(self.mix, packing=packing, cache=cache)
+        b, t = x.shape[:2] if packing is None else packing.grid
+        seen = t if cache is None else cache.length + t
+        keep = self.attn_dropout.draw((b, self.n_head, t, seen), x.device)  # once, though mix may be computed again
+        mixed = partial(self.mix, packing=packing, cache=cache, keep=keep)
         return self.resid_dropout(self.c_proj(self.c_attn(x, made=made), after=mixed))
 
-    def mix(self, qkv, packing, cache):
-        """Average the values by attention: [b, t, 3d] -> [b, t, d]; with a packing [n, 3d] -> [n, d]."""
+    def mix(self, qkv, packing, cache, keep):
+        """Average the values by attention: [b, t, 3d] -> [b, t, d]; with a packing [n, 3d] -> [n, d].
+
+        keep: the dropout's mask [b, h, t, positions seen], or None.
+        """
         if packing is not None:
-            qkv = packing.unpack(qkv)                                         # [n, 3d] -> [b, t, 3d]
-        b, t = qkv.shape[:2]
-        q, k, v = qkv.view(b, t, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)   # [b, t, 3d] -> 3 x [b, h, t, k]
-        causal = t > 1
+            q, k, v = packing.split_heads(qkv, 3, self.n_head)                # [n, 3d] -> 3 x [b, h, t, k]
+            mask = packing.mask
+        else:
+            q, k, v = qkv.unflatten(2, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)  # [b, t, 3d] -> 3 x [b, h, t, k]
+            mask = None
+        causal = q.size(2) > 1
         if cache is not None:
             k, v = cache.extend(self, k, v)
-        mask = packing.mask if packing is not None else None
         if self.training and self.attn_dropout.p and mask is None and q.device.type == "cpu":
             with torch.autocast("cpu", enabled=False):  # which would make the softmax float32
-                a = self.attend_with_dropout(q, k, v)
+                a = self.attend_with_dropout(q, k, v, keep)
         else:
             a = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=self.scale,
                 dropout_p=self.attn_dropout.p if self.training else 0.0)
-        a = a.transpose(1, 2).reshape(b, t, -1)                               # [b, h, t, k] -> [b, t, d]
-        return a if packing is None else packing.pack(a)                      # [b, t, d] -> [n, d]
+        if packing is not None:
+            return packing.merge_heads(a)                                     # [b, h, t, k] -> [n, d]
+        return a.transpose(1, 2).flatten(2)                                   # [b, h, t, k] -> [b, t, d]
 
-    def attend_with_dropout(self, q, k, v):
+    def attend_with_dropout(self, q, k, v, keep):
         """scaled_dot_product_attention, causal, with dropout on a CPU, where it takes twice as long: there torch has
         no fused kernel for it. 3 x [b, h, t, k] -> [b, h, t, k]."""
         t, scale = q.size(2), q.size(3) ** -0.5 if self.scale is None else self.scale
         future = torch.full((t, t), -float("inf"), dtype=q.dtype).triu(1)
-        w = (q * scale) @ k.transpose(2, 3) + future                          # [b, h, t, k] x [b, h, k, t]
-        return self.attn_dropout(w.softmax(-1)) @ v                           # [b, h, t, t] x [b, h, t, k]
+        w = ((q * scale) @ k.transpose(2, 3)).add_(future)                    # [b, h, t, k] x [b, h, k, t]
+        return self.attn_dropout(w.softmax(-1), keep) @ v                     # [b, h, t, t] x [b, h, t, k]
 
 
 def _drop_2018_mask(module, state_dict, prefix, *args):

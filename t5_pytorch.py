@@ -145,7 +145,7 @@ class Attention(nn.Module):
     def split_heads(self, x, packing=None):
         """[b, t, h*k], or packed [n, h*k] -> [b, h, t, k]."""
         if packing is not None:
-            x = packing.unpack(x)                                               # [n, h*k] -> [b, t, h*k]
+            return packing.split_heads(x, 1, self.heads)[0]                     # [n, h*k] -> [b, h, t, k]
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)                # -> [b, t, h, k] -> [b, h, t, k]
 
     def keys_values(self, memory, packing=None):
@@ -169,8 +169,9 @@ class Attention(nn.Module):
         if bias is not None:
             bias = bias.to(q.dtype)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)  # [b, h, t, k]
-        a = a.transpose(1, 2).flatten(2)                                        # -> [b, t, h, k] -> [b, t, h*k]
-        return self.o(a if packing is None else packing.pack(a))
+        if packing is not None:
+            return self.o(packing.merge_heads(a))                               # -> [n, h*k]
+        return self.o(a.transpose(1, 2).flatten(2))                             # -> [b, t, h, k] -> [b, t, h*k]
 
 
 def relative_bias(table, queries, length, bidirectional):

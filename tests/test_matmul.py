@@ -89,6 +89,30 @@ def test_packing_keeps_every_kept_position_once_in_order(lengths):
     assert torch.equal(packing.sequence[:sum(lengths)], keep.nonzero()[:, 0])
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("lengths", [(3, 9, 1), (13, 13, 13), (13, 2, 7)])
+def test_heads_of_packed_vectors_are_those_of_the_grid(parts, lengths):
+    keep = torch.arange(13) < torch.tensor(lengths)[:, None]
+    packing = Packing(keep)
+    x = torch.randn(len(packing.index), parts * 5 * 7, requires_grad=True)
+    computed = torch.zeros(3 * 13).index_fill_(0, packing.index, 1).view(3, 1, 13, 1)
+    weigh = torch.randn(parts, 3, 5, 13, 7) * computed
+    heads = packing.split_heads(x, parts, 5)
+    plain = packing.unpack(x).view(3, 13, parts, 5, 7).permute(2, 0, 3, 1, 4)
+    assert heads.shape == plain.shape and torch.equal(heads * computed, plain)
+    assert heads.isfinite().all()                    # where nothing was computed, too
+    for part, plain_part in zip(heads, plain, strict=True):
+        assert torch.equal(packing.merge_heads(part), packing.pack(plain_part.transpose(1, 2).flatten(2)))
+    got, want = (torch.autograd.grad((h * weigh).sum(), x)[0] for h in (heads, plain))
+    assert torch.equal(got, want)
+
+    a = torch.randn(3, 5, 13, 7, requires_grad=True)
+    weigh = torch.randn(len(packing.index), 35)
+    got, want = (torch.autograd.grad((rows * weigh).sum(), a)[0] for rows in
+                 (packing.merge_heads(a), packing.pack(a.transpose(1, 2).flatten(2))))
+    assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_product_of_a_recomputed_value_has_the_plain_gradients(dtype, bias):
