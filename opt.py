@@ -129,9 +129,9 @@ class OpenAIAdam(Optimizer):
                 decay = group["l2"] if p.ndim > 1 or group["vector_l2"] else 0.0
                 g, m, v = p.grad, state["m"], state["v"]
                 if _has_kernel_for(p, g, m, v):
-                    torch._fused_adamw_(
-                        [p], [g], [m], [v], [], [torch.full((), math.inf, device=p.device)], lr=rate, beta1=b1, beta2=b2,
-                        weight_decay=decay, eps=group["e"], amsgrad=False, maximize=False, grad_scale=excess)
+                    steps = torch.full((), math.inf, device=p.device)
+                    torch._fused_adamw_([p], [g], [m], [v], [], [steps], lr=rate, beta1=b1, beta2=b2, eps=group["e"],
+                                        weight_decay=decay, amsgrad=False, maximize=False, grad_scale=excess)
                     continue
                 if excess is not None:
                     g.div_(excess)
