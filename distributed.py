@@ -64,7 +64,7 @@ def join(device="auto"):
 
     However the process ends, the group of processes ends before Python does: one of gloo's threads that lets go of a
     tensor later would abort the process. The threads end with the last reference to the group. The functions of
-    torch.distributed.nn, which torch's optimizers import, have the group as a default argument when they are
+    torch.distributed.nn, which torch's compiler imports, have the group as a default argument when they are
     imported after it was made, and would keep it: hence the import at the top.
 
     Args:

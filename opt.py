@@ -6,6 +6,7 @@ torch.optim.Adafactor factors the second moment of every matrix, however small.
 """
 
 import math
+from inspect import unwrap
 
 import torch
 from torch.nn.utils import get_total_norm
@@ -55,7 +56,15 @@ def _has_kernel_for(*tensors):
     return all(t.device.type in ("cpu", "cuda") and t.is_contiguous() and t.dtype == tensors[0].dtype for t in tensors)
 
 
-class OpenAIAdam(Optimizer):
+class _PlainOptimizer(Optimizer):
+    """torch's Optimizer without the decorator that keeps torch's compiler out of these methods: at the first call it
+    imports the compiler, which takes 76 MB and 0.8 s."""
+
+    add_param_group, load_state_dict, state_dict, zero_grad = map(unwrap, (
+        Optimizer.add_param_group, Optimizer.load_state_dict, Optimizer.state_dict, Optimizer.zero_grad))
+
+
+class OpenAIAdam(_PlainOptimizer):
     """The modified Adam of the GPT-1 fine-tuning code (`adam` in its opt.py).
 
     With t = 1 at the first update, and g the gradients scaled so that their global norm over ALL
@@ -141,7 +150,7 @@ class OpenAIAdam(Optimizer):
         return loss
 
 
-class Adafactor(Optimizer):
+class Adafactor(_PlainOptimizer):
     """Adafactor without momentum, as `mesh_tensorflow.optimize.AdafactorOptimizer` runs it for T5.
 
     With step counted from 0, d = 1 - (step + 1)^-0.8 and g2 = g^2 + epsilon1:
