@@ -4,12 +4,12 @@ With one process everything here does nothing, so scripts need no special case.
 """
 
 import atexit
+import importlib
 import os
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # noqa: F401 (see join)
 
 from utils import BadInput, Stopped, select_device
 
@@ -62,10 +62,8 @@ class World:
 def join(device="auto"):
     """Return the World that torchrun's environment variables describe; one process without them.
 
-    However the process ends, the group of processes ends before Python does: one of gloo's threads that lets go of a
-    tensor later would abort the process. The threads end with the last reference to the group. The functions of
-    torch.distributed.nn, which torch's compiler imports, have the group as a default argument when they are
-    imported after it was made, and would keep it: hence the import at the top.
+    The group of processes ends before Python does: one of gloo's threads that lets go of a tensor later would abort
+    the process.
 
     Args:
         device: 'auto', 'cpu' or 'cuda'. With CUDA each process takes the GPU of its local rank (nccl); on CPUs
@@ -85,6 +83,14 @@ def join(device="auto"):
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
+        # The threads of the group end with the last reference to it. These functions have it as a default argument
+        # where they are imported later, as torch's compiler does, and would keep it.
+        importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
     return World(rank, size, device)
+
+
+def _leave():
+    if dist.is_initialized():
+        dist.destroy_process_group()

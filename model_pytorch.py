@@ -131,16 +131,18 @@ class Attention(nn.Module):
 
         With a cache that holds earlier positions, x is one newer position [b, 1, d]. `made`: see Conv1D.
         """
-        b, t = x.shape[:2] if packing is None else packing.grid
-        seen = t if cache is None else cache.length + t
-        keep = self.attn_dropout.draw((b, self.n_head, t, seen), x.device)  # once, though mix may be computed again
+        keep = None
+        if packing is not None and packing.mask is None:
+            # Drawn once, though mix may be computed again. Pre-training's long sequences would need too much memory.
+            (b, t), h = packing.grid, self.n_head
+            keep = self.attn_dropout.draw((b, h, t, t), x.device)
         mixed = partial(self.mix, packing=packing, cache=cache, keep=keep)
         return self.resid_dropout(self.c_proj(self.c_attn(x, made=made), after=mixed))
 
     def mix(self, qkv, packing, cache, keep):
         """Average the values by attention: [b, t, 3d] -> [b, t, d]; with a packing [n, 3d] -> [n, d].
 
-        keep: the dropout's mask [b, h, t, positions seen], or None.
+        keep: the dropout's mask [b, h, t, t] if it is drawn already, or None.
         """
         if packing is not None:
             q, k, v = packing.split_heads(qkv, 3, self.n_head)                # [n, 3d] -> 3 x [b, h, t, k]

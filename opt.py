@@ -1,7 +1,8 @@
 """The two optimizers: OpenAI's modified Adam (GPT-1) and Adafactor as Mesh TensorFlow runs it (T5).
 
 Both are written from the originals' arithmetic, because torch's own differ where it matters:
-torch.optim.AdamW places epsilon after the bias correction and decays by the plain rate;
+torch.optim.AdamW places epsilon after the bias correction and decays by the plain rate (its kernel
+serves here with the correction switched off);
 torch.optim.Adafactor factors the second moment of every matrix, however small.
 """
 
@@ -51,9 +52,9 @@ def rsqrt_schedule(step, warmup=10_000):
     return 1 / math.sqrt(max(step, warmup))
 
 
-def _has_kernel_for(*tensors):
-    """True where torch's fused AdamW takes tensors of one shape: it goes through their memory from end to end."""
-    return all(t.device.type in ("cpu", "cuda") and t.is_contiguous() and t.dtype == tensors[0].dtype for t in tensors)
+def _fused_adamw_takes(*tensors):
+    """True for contiguous float32 tensors on a CPU or CUDA: torch's kernel goes through memory from end to end."""
+    return all(t.device.type in ("cpu", "cuda") and t.is_contiguous() and t.dtype == torch.float32 for t in tensors)
 
 
 class _PlainOptimizer(Optimizer):
@@ -107,10 +108,10 @@ class OpenAIAdam(_PlainOptimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Update every parameter that has a gradient. Gradients beyond max_grad_norm are left clipped.
+        """Update every parameter that has a gradient. Where their norm exceeds max_grad_norm, gradients stay scaled.
 
-        torch's fused AdamW goes through the memory once. Told that infinitely many steps have been it leaves out its
-        bias corrections, which belong elsewhere here: in the rate, which scales the decay too, and not in epsilon.
+        torch's fused AdamW goes through the memory once. Given an infinite step number its bias corrections are 1;
+        here they belong into the rate, which scales the decay too.
         """
         loss = None
         if closure is not None:
@@ -124,11 +125,11 @@ class OpenAIAdam(_PlainOptimizer):
             schedule = SCHEDULES[group["schedule"]]
             rate = group["lr"] * math.sqrt(1 - b2 ** t) / (1 - b1 ** t) \
                 * schedule(t / group["t_total"], group["warmup"])
-            excess = None
+            excess = 1.0
             if limit > 0 and grads:
                 if norm is None:
-                    norm = get_total_norm(grads)
-                excess = (norm / limit).float() if norm > limit else None
+                    norm = get_total_norm(grads).item()
+                excess = max(norm / limit, 1.0)  # not a number stays it, for every parameter to show
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -137,12 +138,13 @@ class OpenAIAdam(_PlainOptimizer):
                     state["m"], state["v"] = torch.zeros_like(p), torch.zeros_like(p)
                 decay = group["l2"] if p.ndim > 1 or group["vector_l2"] else 0.0
                 g, m, v = p.grad, state["m"], state["v"]
-                if _has_kernel_for(p, g, m, v):
-                    steps = torch.full((), math.inf, device=p.device)
-                    torch._fused_adamw_([p], [g], [m], [v], [], [steps], lr=rate, beta1=b1, beta2=b2, eps=group["e"],
-                                        weight_decay=decay, amsgrad=False, maximize=False, grad_scale=excess)
+                if _fused_adamw_takes(p, g, m, v):
+                    step, scale = (torch.full((), x, dtype=torch.float32, device=p.device) for x in (math.inf, excess))
+                    torch._fused_adamw_([p], [g], [m], [v], [], [step], lr=rate, beta1=b1, beta2=b2, eps=group["e"],
+                                        weight_decay=decay, amsgrad=False, maximize=False,
+                                        grad_scale=None if excess == 1 else scale)
                     continue
-                if excess is not None:
+                if excess != 1:
                     g.div_(excess)
                 m.mul_(b1).add_(g, alpha=1 - b1)
                 v.mul_(b2).addcmul_(g, g, value=1 - b2)

@@ -9,9 +9,9 @@ class Packing:
     """The kept positions of a [b, t] grid as one list of n positions.
 
     What works on single positions need not see the padding at all; attention unfolds to the grid and
-    back. This is exact for the kept positions as long as every position they attend to is kept too.
-    A few padded positions are computed along to make n a multiple of ROW_MULTIPLE; their results are
-    not used.
+    back. This is exact for the kept positions as long as every position they attend to is kept too:
+    elsewhere attention finds other positions' numbers. A few padded positions are computed along to make
+    n a multiple of ROW_MULTIPLE; their results are not used.
 
     Args:
         keep: bool [b, t], the positions to compute.
@@ -20,7 +20,8 @@ class Packing:
 
     def __init__(self, keep, mask=None):
         self.grid, self.mask = keep.shape, mask
-        self.kept = int(keep.sum())
+        counts = keep.sum(1)
+        self.kept, self.fewest = torch.stack([counts.sum(), counts.min()]).tolist()  # in all; in one sequence
         kept_first = keep.flatten().argsort(descending=True, stable=True)
         self.index = kept_first[:self.kept + -self.kept % ROW_MULTIPLE]         # [n], in order but for the padding
         self.sequence = self.index // keep.shape[1]                             # [n], which of the b
@@ -42,13 +43,19 @@ class Packing:
         Returns:
             [parts, b, n_head, t, k], with some computed position's numbers where nothing was computed. They get no
             gradient: attention to them must be masked out, and merge_heads does not return what they see.
+            Where a sequence keeps nothing, so that a mask leaves it nothing else to attend to, they are 0.
         """
+        if self.fewest == 0:
+            grid = self.unpack(x).unflatten(-1, (parts, n_head, -1))                # [n, ...] -> [b, t, parts, h, k]
+            return grid.permute(2, 0, 3, 1, 4)
         index, inverse = self._head_rows(parts, n_head)
         heads = _TakeRows.apply(x.reshape(inverse.numel(), -1), index, inverse)     # -> [n * parts * n_head, k]
         return heads.view(parts, self.grid[0], n_head, self.grid[1], -1)
 
     def merge_heads(self, a):
         """[b, h, t, k] -> [n, h * k]."""
+        if self.fewest == 0:
+            return self.pack(a.transpose(1, 2).flatten(2))                          # -> [b, t, h * k] -> [n, h * k]
         index, inverse = self._head_rows(1, a.shape[1])
         rows = _TakeRows.apply(a.reshape(index.numel(), -1), inverse, None)         # [b * h * t, k] -> [n * h, k]
         return rows.view(len(self.index), -1)
@@ -73,12 +80,12 @@ class Packing:
 
 
 class _TakeRows(torch.autograd.Function):
-    """x[index], for rows that are taken at most once, which index_select does not know in its backward pass.
+    """x[index], with a gradient from one place for each row, where index_select's adds up over places.
 
     Args:
         x: [r, k]; index: int [s].
-        inverse: int [r], the row of the result that each row of x went to, or None where some went nowhere. With it
-            `index` may repeat rows, whose other copies then get no gradient.
+        inverse: int [r], for each row of x its place in the result whose gradient it gets; copies in other places
+            give none. None: no row is taken twice, some perhaps never.
     """
 
     @staticmethod
@@ -88,9 +95,8 @@ class _TakeRows(torch.autograd.Function):
         return x.index_select(0, index)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, d_y):
         index, inverse = ctx.saved_tensors
         if inverse is not None:
             return d_y.index_select(0, inverse), None, None
-        return d_y.new_zeros(ctx.n_rows, d_y.shape[1]).index_copy_(0, index, d_y), None, None
+        return d_y.new_zeros(ctx.n_rows, d_y.shape[1]).index_copy(0, index, d_y), None, None

@@ -145,7 +145,7 @@ class Attention(nn.Module):
     def split_heads(self, x, packing=None):
         """[b, t, h*k], or packed [n, h*k] -> [b, h, t, k]."""
         if packing is not None:
-            return packing.split_heads(x, 1, self.heads)[0]                     # [n, h*k] -> [b, h, t, k]
+            return packing.split_heads(x, 1, self.heads).squeeze(0)             # [n, h*k] -> [b, h, t, k]
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)                # -> [b, t, h, k] -> [b, h, t, k]
 
     def keys_values(self, memory, packing=None):

@@ -7,7 +7,7 @@ from gpt_golden import no_dropout
 from test_model import enlarge, small_model, story_batch
 
 from dropout import SLICE, STREAM, Dropout, draw_keep
-from model_pytorch import Attention, Cache, TransformerModel
+from model_pytorch import Attention, TransformerModel
 
 
 @pytest.mark.parametrize("p", [0.1, 0.4, 0.999, 1e-7])
@@ -59,17 +59,6 @@ def test_attention_with_dropout_is_torch_s_attention(scale):
     q, k, v = torch.randn(3, 2, 3, 9, 8)
     want = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=None if scale else 1.0)
     torch.testing.assert_close(attention.attend_with_dropout(q, k, v, None), want, rtol=1e-5, atol=1e-6)
-
-
-def test_positions_from_a_cache_are_dropped_one_by_one():
-    attention = Attention(24, 99, no_dropout(n_embd=24, n_head=3, attn_pdrop=0.5)).train()
-    cache, x = Cache(99), torch.randn(2, 98, 24)
-    attention(x, cache=cache)
-    cache.length = 98
-    keeps = []
-    attention.attn_dropout.register_forward_pre_hook(lambda module, args: keeps.append(args[1]))
-    attention(torch.randn(2, 1, 24), cache=cache)
-    assert keeps[0].shape == (2, 3, 1, 99) and 0.3 < keeps[0].float().mean() < 0.7
 
 
 @pytest.mark.parametrize("softmax", [True, False])

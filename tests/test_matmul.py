@@ -90,13 +90,13 @@ def test_packing_keeps_every_kept_position_once_in_order(lengths):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("lengths", [(3, 9, 1), (13, 13, 13), (13, 2, 7)])
+@pytest.mark.parametrize("lengths", [(3, 9, 1), (13, 13, 13), (13, 2, 7), (13, 0, 7), (0, 0, 0)])
 def test_heads_of_packed_vectors_are_those_of_the_grid(parts, lengths):
     keep = torch.arange(13) < torch.tensor(lengths)[:, None]
     packing = Packing(keep)
     x = torch.randn(len(packing.index), parts * 5 * 7, requires_grad=True)
     computed = torch.zeros(3 * 13).index_fill_(0, packing.index, 1).view(3, 1, 13, 1)
-    weigh = torch.randn(parts, 3, 5, 13, 7) * computed
+    weigh = torch.randn(parts, 3, 5, 13, 7)          # also of what nobody may use: it has no gradient
     heads = packing.split_heads(x, parts, 5)
     plain = packing.unpack(x).view(3, 13, parts, 5, 7).permute(2, 0, 3, 1, 4)
     assert heads.shape == plain.shape and torch.equal(heads * computed, plain)
@@ -106,6 +106,8 @@ def test_heads_of_packed_vectors_are_those_of_the_grid(parts, lengths):
     got, want = (torch.autograd.grad((h * weigh).sum(), x)[0] for h in (heads, plain))
     assert torch.equal(got, want)
 
+    if 0 in lengths:
+        assert torch.equal(heads, plain)             # 0 where there is nothing else to attend to
     a = torch.randn(3, 5, 13, 7, requires_grad=True)
     weigh = torch.randn(len(packing.index), 35)
     got, want = (torch.autograd.grad((rows * weigh).sum(), a)[0] for rows in

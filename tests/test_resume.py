@@ -229,7 +229,8 @@ def test_no_thread_of_the_group_outlives_it(tmp_path):
     if not os.path.exists("/proc/self/task"):
         pytest.skip("no /proc here")
     (tmp_path / "leaving.py").write_text(LEAVING)
-    out = subprocess.run([sys.executable, *TORCHRUN, tmp_path / "leaving.py"], capture_output=True, text=True)
+    out = subprocess.run([sys.executable, *TORCHRUN, tmp_path / "leaving.py"], capture_output=True, text=True,
+                         timeout=120)
     assert out.returncode == 0, out.stderr
     assert sorted(out.stdout.split("\n")) == ["", "some now", "some now", "then 0", "then 0"]
 

@@ -227,6 +227,19 @@ def test_a_mask_may_have_holes_and_be_of_integers():
         assert torch.equal(logits, model(src.masked_fill(~mask, 9), tgt, mask))
 
 
+def test_a_source_without_a_position_depends_on_no_other():
+    model = small_model()
+    src, tgt = odd_batch()
+    mask = torch.ones_like(src, dtype=torch.bool)
+    mask[1] = False
+    other = src.clone()
+    other[0] = 52 - src[0].clamp(max=50)
+    with torch.no_grad():
+        logits, changed = (model(s, tgt, mask) for s in (src, other))
+        assert torch.equal(logits[1:], changed[1:]) and not torch.equal(logits[0], changed[0])
+        assert model(src, tgt, torch.zeros_like(mask)).isfinite().all()
+
+
 def test_a_target_mask_hides_target_positions():
     model = small_model()
     src, tgt = odd_batch()
