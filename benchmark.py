@@ -214,6 +214,15 @@ def t5_pair(size, side, device):
     return theirs.to(device)
 
 
+def t5_matrix_weights(size):
+    """Weights of a T5 that take part in a matrix product for every source token, and for every target token."""
+    c, depth = T5_CONFIGS[size["t5"]], size["t5_depth"]
+    inner = c["enc_heads"] * c["enc_dim_head"]
+    source = depth * (4 * c["dim"] * inner + 2 * c["dim"] * c["d_ff"]) + depth * 2 * c["dim"] * inner  # and cross k, v
+    target = depth * (6 * c["dim"] * inner + 2 * c["dim"] * c["d_ff"]) + c["dec_num_tokens"] * c["dim"]
+    return source, target
+
+
 def t5_batch(size, batch, device, seed=0):
     """Return src [b, s] and targets [b, t] of random words, lengths about two thirds of the longest, padded with 0."""
     g = torch.Generator().manual_seed(seed)
@@ -252,10 +261,7 @@ def t5_train(side, size, device, dtype):
         loss.backward()
         optimizer.step()
 
-    c = T5_CONFIGS[size["t5"]]
-    inner, depth = c["enc_heads"] * c["enc_dim_head"], size["t5_depth"]
-    encoder = depth * (4 * c["dim"] * inner + 2 * c["dim"] * c["d_ff"]) + depth * 2 * c["dim"] * inner  # and cross k, v
-    decoder = depth * (6 * c["dim"] * inner + 2 * c["dim"] * c["d_ff"]) + c["dec_num_tokens"] * c["dim"]
+    encoder, decoder = t5_matrix_weights(size)
     operations = 6 * (encoder * int((src != PAD).sum()) + decoder * int((targets != PAD).sum()))
     return with_malloc_of_training(side, update), operations
 
@@ -265,14 +271,16 @@ def t5_decode(side, size, device, batch, beams):
     src, _ = t5_batch(size, batch, device)
     model, new = t5_pair(size, side, device).eval(), size["new_tokens"]
     if side == "ours":
+        encoder, decoder = t5_matrix_weights(size)
+        operations = 2 * (encoder * int((src != PAD).sum()) + decoder * batch * beams * new)
         if beams > 1:
-            return lambda: t5_decoding.beam_search(model, src, src != PAD, new, beams), 0
-        return lambda: t5_decoding.generate(model, src, src != PAD, new), 0
+            return lambda: t5_decoding.beam_search(model, src, src != PAD, new, beams), operations
+        return lambda: t5_decoding.generate(model, src, src != PAD, new), operations
     return lambda: model.generate(src, attention_mask=(src != PAD).long(), max_new_tokens=new, min_new_tokens=new,
                                   num_beams=beams, do_sample=False), 0
 
 
-# name -> function of (side, size, device) returning (a function that does the work once, useful operations or 0)
+# name -> function of (side, size, device) returning (a function that does the work once, ours its useful operations)
 ROWS = {
     "gpt-train-fp32": lambda *a: gpt_train(*a, "fp32"),
     "gpt-train-bf16": lambda *a: gpt_train(*a, "bf16"),
@@ -355,8 +363,7 @@ def measure(row, args):
         for _ in range(args.pairs):
             for side, process in both.items():
                 answers[side].append(ask(process))
-            if answers["ours"][0]["operations"]:
-                rates.append(matrix_rate(args.device, row.rsplit("-", 1)[-1], args.quick))
+            rates.append(matrix_rate(args.device, row.rsplit("-", 1)[-1], args.quick))
     finally:
         for process in both.values():
             process.kill()
@@ -368,9 +375,9 @@ def measure(row, args):
     return {"row": row, "ours_s": median["ours"], "theirs_s": median["theirs"], "pairs": args.pairs,
             "ratio": statistics.median(b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)),
             "ours_peak": peaks["ours"], "theirs_peak": peaks["theirs"], "memory_ratio": peaks["ours"] / peaks["theirs"],
-            "gflops": operations / median["ours"] / 1e9 or None,
-            "share": statistics.median(operations / s / rate for s, rate in zip(seconds["ours"], rates, strict=True))
-            if rates else None, "all_ours_s": seconds["ours"], "all_theirs_s": seconds["theirs"],
+            "gflops": operations / median["ours"] / 1e9,
+            "share": statistics.median(operations / s / rate for s, rate in zip(seconds["ours"], rates, strict=True)),
+            "all_ours_s": seconds["ours"], "all_theirs_s": seconds["theirs"],
             "all_matrix_gflops": [rate / 1e9 for rate in rates]}
 
 
@@ -435,6 +442,7 @@ def main(argv=None):
              "matrix_gflops": rates, "size": size, "command": "python benchmark.py " + " ".join(argv)}
     print(f"{hardware}, torch {torch.__version__}, transformers {transformers.__version__}, matrix products "
           f"{rates['fp32']:.0f} GFLOP/s fp32, {rates['bf16']:.0f} bf16; medians of {args.pairs} pairs")
+    print(", ".join(f"{name} {value}" for name, value in size.items()))
     print(f"{'row':<27}{'ours':>9}{'theirs':>9}{'ratio':>7}{'memory':>8}{'GFLOP/s':>9}{'share':>7}")
     results = []
     for row in args.rows:
@@ -442,7 +450,7 @@ def main(argv=None):
         results.append(r)
         ratio = "-" if row == "gpt-default-update-memory" else f"{r['ratio']:.2f}"  # there the work differs
         print(f"{row:<27}{r['ours_s']:>8.3f}s{r['theirs_s']:>8.3f}s{ratio:>7}{r['memory_ratio']:>8.2f}"
-              + (f"{r['gflops']:>9.0f}{r['share']:>7.0%}" if r["gflops"] else ""), flush=True)
+              f"{r['gflops']:>9.0f}{r['share']:>7.0%}", flush=True)
     by_row = {r["row"]: r for r in results}
     for stem in ("gpt-train", "gpt-evaluate", "t5-train"):
         if {f"{stem}-fp32", f"{stem}-bf16"} <= by_row.keys():
