@@ -1,6 +1,6 @@
 """Measure this project against transformers, side by side.
 
-    python benchmark.py                     every row at full size (tens of minutes on two cores)
+    python benchmark.py                     every row at full size (about ten minutes on two cores)
     python benchmark.py --quick             every row small, to see that it works
     python benchmark.py --rows gpt-train-fp32 gpt-generate-1 --pairs 7
     python benchmark.py --device cuda       the same on a GPU, and a whole fine-tuning of 3 epochs
@@ -280,7 +280,7 @@ def t5_decode(side, size, device, batch, beams):
                                   num_beams=beams, do_sample=False), 0
 
 
-# name -> function of (side, size, device) returning (a function that does the work once, ours its useful operations)
+# name -> function of (side, size, device) returning (a function that does the work once, useful operations: 0 for them)
 ROWS = {
     "gpt-train-fp32": lambda *a: gpt_train(*a, "fp32"),
     "gpt-train-bf16": lambda *a: gpt_train(*a, "bf16"),

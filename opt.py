@@ -111,7 +111,7 @@ class OpenAIAdam(_PlainOptimizer):
         """Update every parameter that has a gradient. Where their norm exceeds max_grad_norm, gradients stay scaled.
 
         torch's fused AdamW goes through the memory once. Given an infinite step number its bias corrections are 1;
-        here they belong into the rate, which scales the decay too.
+        here they are part of the rate, which scales the decay too.
         """
         loss = None
         if closure is not None:

@@ -61,6 +61,29 @@ def test_attention_with_dropout_is_torch_s_attention(scale):
     torch.testing.assert_close(attention.attend_with_dropout(q, k, v, None), want, rtol=1e-5, atol=1e-6)
 
 
+def test_attention_drops_what_its_mask_says():
+    attention = Attention(24, 9, no_dropout(n_embd=24, n_head=3, attn_pdrop=0.3)).train()
+    q, k, v = torch.randn(3, 2, 3, 9, 8)
+    keep = draw_keep((2, 3, 9, 9), 0.3)
+    scores = (q @ k.mT / 8 ** 0.5).masked_fill(torch.ones(9, 9, dtype=torch.bool).triu(1), -float("inf"))
+    want = (scores.softmax(-1) * keep / 0.7) @ v
+    torch.testing.assert_close(attention.attend_with_dropout(q, k, v, keep), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop"])
+def test_every_dropout_acts_in_training_only(setting):
+    model = enlarge(small_model(**{setting: 0.3})).train()
+    x, m, y = story_batch(1)
+
+    def loss(seed):
+        torch.manual_seed(seed)
+        return model.losses(x, m, y, 0.5)[0].item()
+
+    assert loss(1) == loss(1) != loss(2)
+    model.eval()
+    assert loss(1) == loss(2)
+
+
 @pytest.mark.parametrize("softmax", [True, False])
 def test_looking_up_in_the_dropped_matrix_has_the_plain_gradient(softmax):
     model = TransformerModel(no_dropout(n_embd=12, n_head=2, n_layer=1, embd_pdrop=0.4), vocab=31, n_ctx=7).train()
