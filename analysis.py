@@ -13,7 +13,9 @@ from matplotlib.figure import Figure  # not pyplot: a Figure of its own needs no
 from sklearn.metrics import accuracy_score
 
 from datasets import TEST_FILE, _rocstories
-from utils import BadInput, MissingInput, OneLineParser, read_log, run_script, write_atomically
+from formats.errors import BadInput, MissingInput
+from formats.files import write_atomically
+from utils import OneLineParser, read_log, run_script
 
 LINES = ["-", "--", ":", "-."]  # lines and markers tell runs apart in grey
 MARKERS = "osv^Dx"

@@ -35,20 +35,15 @@ import torch
 
 import opt
 import t5_decoding
+from fast.matmul import matmul
+from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart
+from formats.errors import BadInput
+from formats.files import write_atomically
 from generate import generate_gpt
 from loss import linear_cross_entropy
-from matmul import matmul
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, checkpoint_names, shift_right
-from utils import (
-    BadInput,
-    OneLineParser,
-    give_back_free_pages,
-    keep_freed_memory,
-    lay_large_blocks_apart,
-    run_script,
-    write_atomically,
-)
+from utils import OneLineParser, run_script
 
 FULL = dict(n_embd=768, n_head=12, n_layer=12, n_vocab=40478, stories=8, new_tokens=64, t5="small", t5_depth=6,
             t5_batch=16, source=60, target=20)
@@ -101,7 +96,7 @@ def their_gpt(size, device, kind, n_ctx=77):
 
 
 def with_malloc_of_training(side, update):
-    """Return a function that does the update with the settings of training.train; in their process only where
+    """Return a function that does the update with the settings of loop.train; in their process only where
     --same_malloc asks for it."""
     if side == "theirs" and not os.environ.get(SAME_MALLOC):
         return update
@@ -136,7 +131,7 @@ def gpt_train(side, size, device, dtype, towers=1):
 
     def add_gradients(batch):
         if towers > 1:
-            give_back_free_pages()  # as training.train does
+            give_back_free_pages()  # as loop.train does
         with autocast(device, dtype):
             loss = loss_of(*batch)
         loss.backward()

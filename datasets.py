@@ -10,7 +10,7 @@ import re
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from utils import BadInput, MissingInput
+from formats.errors import BadInput, MissingInput
 
 SPLIT_SEED = 3535999445  # the authors' split of the validation file into train and valid
 VALID_FILE = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"

@@ -5,7 +5,7 @@
     python demo.py --seeds 5    fine-tune with 5 seeds: medians and ranges (--seed is the first of them)
     python demo.py --full       also fine-tune with 0, 1, 2, ... transferred layers
 
-Calls stories.py, pretrain.py, train.py, generate.py and analysis.py as anybody would from a shell, and prints each
+Calls toy.stories, pretrain.py, train.py, generate.py and analysis.py as anybody would from a shell, and prints each
 command. Everything is written under --out; what is there already from the same settings is used again.
 """
 
@@ -22,10 +22,11 @@ import datasets
 import generate
 import pretrain
 import pretrain_t5
-import stories
 import train
 import train_t5
-from utils import BadInput, OneLineParser, read_log, require_ranges, run_script
+from formats.errors import BadInput
+from toy import stories
+from utils import OneLineParser, read_log, require_ranges, run_script
 
 # The narrow width makes larger initial weights and rates learn sooner; the rest are the scripts' defaults.
 GPT = {"n_embd": 96, "n_head": 4, "n_layer": 3}
@@ -66,7 +67,8 @@ def command_line(options):
 
 def call(script, words):
     """Print a script's command and run it."""
-    print(f"\n$ python {script.__name__}.py {shlex.join(words)}", flush=True)
+    name = f"-m {script.__name__}" if "." in script.__name__ else f"{script.__name__}.py"
+    print(f"\n$ python {name} {shlex.join(words)}", flush=True)
     script.main(words)
 
 

@@ -26,10 +26,11 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 import utils
+from formats.errors import BadInput, MissingInput
+from formats.files import is_lfs_pointer, make_path
 
 OPENAI = "https://raw.githubusercontent.com/openai/finetune-transformer-lm/master/model/"
 HUB = "https://huggingface.co/{}/resolve/main/"
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 CHUNK = 1 << 18  # bytes
 TIMEOUT = 60  # seconds without a byte
 
@@ -118,9 +119,8 @@ def problem_of(path, wanted):
         return "missing" + (" (a part of it is there)" if os.path.isfile(path + ".part") else "")
     try:
         size = os.path.getsize(path)
-        with open(path, "rb") as f:
-            if f.read(len(LFS_POINTER)) == LFS_POINTER:
-                return f"a Git LFS pointer of {size} bytes, expected the file it points to"
+        if is_lfs_pointer(path):
+            return f"a Git LFS pointer of {size} bytes, expected the file it points to"
         if size < wanted.least_size:
             return f"truncated: found {size:,} bytes, expected at least {wanted.least_size:,}"
         if wanted.check == "json":
@@ -198,15 +198,15 @@ def _open_source(address, start):
         where there is nothing after `start`.
     Raises:
         _Broken: worth another try.
-        utils.MissingInput, utils.BadInput: not worth it.
+        MissingInput, BadInput: not worth it.
     """
     if not _is_url(address):
         if not os.path.isfile(address):
-            raise utils.MissingInput(f"{address}: not found; expected all files of the model in the folder --source")
+            raise MissingInput(f"{address}: not found; expected all files of the model in the folder --source")
         try:
             size, source = os.path.getsize(address), open(address, "rb")
         except OSError as error:
-            raise utils.BadInput(f"{address}: cannot be read ({error.strerror}); check its permissions") from None
+            raise BadInput(f"{address}: cannot be read ({error.strerror}); check its permissions") from None
         return source, source.seek(start if start <= size else 0), size, None
     redirects = _Redirects()
     try:
@@ -225,14 +225,14 @@ def _open_source(address, start):
         if error.code == 404:
             hint = "; the Hub holds its largest models in several parts, which its own client brings (pip install " \
                 "huggingface_hub; hf download REPOSITORY --local-dir FOLDER)" if "//huggingface.co/" in address else ""
-            raise utils.MissingInput(f"{address}: the server has no such file (404); check --model and --source"
+            raise MissingInput(f"{address}: the server has no such file (404); check --model and --source"
                                      f"{hint}") from None
-        raise utils.BadInput(f"{address}: the server refuses ({error.code} {error.reason}); open the address in a "
+        raise BadInput(f"{address}: the server refuses ({error.code} {error.reason}); open the address in a "
                              "browser, or copy the files from elsewhere and use --verify") from None
     except (OSError, http.client.HTTPException) as error:
         raise _Broken(str(getattr(error, "reason", error)) or type(error).__name__) from None
     except ValueError as error:
-        raise utils.BadInput(f"{address}: not an address ({error}); check --source") from None
+        raise BadInput(f"{address}: not an address ({error}); check --source") from None
     length = response.headers.get("Content-Length", "")
     total, at = int(length) if length.isdecimal() else None, 0
     if response.status == 206:
@@ -249,7 +249,7 @@ def _open_source(address, start):
 def _transfer(address, part):
     """Bring a file or URL to `part`, going on where that ends; return the sha256 its server announces, or None.
 
-    Raises as _open_source does, and utils.BadInput where `part` cannot be written.
+    Raises as _open_source does, and BadInput where `part` cannot be written.
     """
     have = os.path.getsize(part) if os.path.isfile(part) else 0
     source, at, total, sha256 = _open_source(address, have)
@@ -267,7 +267,7 @@ def _transfer(address, part):
             f.flush()
             os.fsync(f.fileno())
     except OSError as error:
-        raise utils.BadInput(f"{part}: could not be written ({error.strerror or error}); free some space or choose "
+        raise BadInput(f"{part}: could not be written ({error.strerror or error}); free some space or choose "
                              "another --model_dir, then run the same command again") from None
     if total is not None and at < total:
         raise _Broken(f"the connection ended after {at:,} of {total:,} bytes")
@@ -290,10 +290,10 @@ def fetch(address, path, wanted, retries=5, pause=1.0):
         retries: how many times in a row a transfer may break without a further byte having come.
         pause: seconds before the first of these; doubled each time.
     Raises:
-        utils.MissingInput, utils.BadInput: it is not there, does not come, or is not what is wanted. What
+        MissingInput, BadInput: it is not there, does not come, or is not what is wanted. What
             was at `path` is unchanged.
     """
-    part = utils.make_path(path) + ".part"
+    part = make_path(path) + ".part"
     best, failures, restarted = 0, 0, False
     while True:
         resumed = os.path.isfile(part) and os.path.getsize(part) > 0
@@ -303,7 +303,7 @@ def fetch(address, path, wanted, retries=5, pause=1.0):
             size = os.path.getsize(part) if os.path.isfile(part) else 0
             best, failures = max(best, size), 0 if size > best else failures + 1
             if failures > retries:
-                raise utils.BadInput(f"{address}: the transfer broke {failures} time(s) without progress ({error}); "
+                raise BadInput(f"{address}: the transfer broke {failures} time(s) without progress ({error}); "
                                      f"check the connection and run the same command again: {size:,} bytes of the "
                                      "file are here already and will be kept") from None
             time.sleep(pause * 2 ** max(0, failures - 1))
@@ -317,10 +317,10 @@ def fetch(address, path, wanted, retries=5, pause=1.0):
                 return
             os.unlink(part)
         except OSError as error:
-            raise utils.BadInput(f"{path}: could not be written ({error.strerror}); choose another "
+            raise BadInput(f"{path}: could not be written ({error.strerror}); choose another "
                                  "--model_dir") from None
         if restarted or not resumed:
-            raise utils.BadInput(f"{address}: {problem}; nothing was kept of it; try again later or another --source")
+            raise BadInput(f"{address}: {problem}; nothing was kept of it; try again later or another --source")
         best, failures, restarted = 0, 0, True  # what was resumed may have been of another version
 
 
@@ -333,10 +333,10 @@ def download(folder, files, source=None, retries=5, pause=1.0):
     Returns:
         The names of the files that were fetched.
     Raises:
-        utils.MissingInput, utils.BadInput: as fetch; the files that came before stay.
+        MissingInput, BadInput: as fetch; the files that came before stay.
     """
     if source is not None and not _is_url(source) and not os.path.isdir(source):
-        raise utils.MissingInput(f"{source}: not a folder; --source takes a folder or an address that starts with "
+        raise MissingInput(f"{source}: not a folder; --source takes a folder or an address that starts with "
                                  "http:// or https:// and holds the model's files")
     fetched = []
     for name, wanted in files.items():
@@ -370,7 +370,7 @@ def main(argv=None, files=None):
     utils.require_ranges(args, {"retries": (0, 100)})
     is_t5 = args.model != "gpt"
     if is_t5 and args.origin == "openai":
-        raise utils.BadInput(f"--from openai: OpenAI's repository has no {args.model}; leave --from out")
+        raise BadInput(f"--from openai: OpenAI's repository has no {args.model}; leave --from out")
     if files is None:
         files = wanted_files(args.model, "hub" if args.origin == "hub" else "openai")
     folder = args.model_dir or (os.path.join("model", args.model) if is_t5 else "model")
@@ -378,14 +378,14 @@ def main(argv=None, files=None):
         try:
             fetched = download(folder, files, args.source, args.retries)
         except KeyboardInterrupt:
-            raise utils.BadInput("stopped; run the same command again to go on where it was") from None
+            raise BadInput("stopped; run the same command again to go on where it was") from None
         print(f"{folder}: {len(files)} files, {len(fetched)} of them fetched now, all as they should be")
         return
     problems = verify(folder, files)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        raise utils.BadInput(f"{folder}: {len(problems)} of {len(files)} files are not as they should be; run the "
+        raise BadInput(f"{folder}: {len(problems)} of {len(files)} files are not as they should be; run the "
                              "same command without --verify to bring them")
     print(f"{folder}: {len(files)} files, all as they should be")
 

@@ -15,17 +15,18 @@ import sys
 import torch
 from tqdm import tqdm
 
-import training
-from corpus import perplexity_of
+from fast.matmul import linear
+from formats.errors import BadInput, MissingInput
+from formats.gpt_files import read_pretrained
 from loss import linear_cross_entropy
-from matmul import linear
 from model_pytorch import ACT_FNS, Cache, LMModel, dotdict, load_openai_pretrained_model
-from released_weights import read_pretrained
 from t5_decoding import beam_search, sample
 from t5_decoding import generate as generate_t5
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config
 from text_utils import SentencePieceEncoder, TextEncoder
-from utils import BadInput, MissingInput, OneLineParser, require_ranges, run_script, select_device, warn
+from training import loop
+from training.corpus import perplexity_of
+from utils import OneLineParser, require_ranges, run_script, select_device, warn
 
 
 def parse_args(argv):
@@ -47,7 +48,7 @@ def parse_args(argv):
     p.add_argument("--afn", choices=tuple(ACT_FNS), default="gelu", help="GPT's activation function")
     p.add_argument("--size", choices=tuple(T5_CONFIGS), help="T5's size (default: what config.json in model_dir says)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
-    p.add_argument("--precision", choices=training.PRECISIONS, default="fp32", help="bf16: matrix products in bfloat16")
+    p.add_argument("--precision", choices=loop.PRECISIONS, default="fp32", help="bf16: matrix products in bfloat16")
     return p.parse_args(argv)
 
 
@@ -156,7 +157,7 @@ def print_perplexity(args, model, encoder):
     ids = [i for line in encoder.encode(lines) for i in line]
     if len(ids) < 2:
         raise BadInput(f"{args.perplexity}: has {len(ids)} tokens, at least 2 are needed")
-    with training.autocast(model.transformer.embed.weight.device, args.precision):
+    with loop.autocast(model.transformer.embed.weight.device, args.precision):
         print(f"{len(ids)} tokens, perplexity {perplexity(model, ids):.2f} per token")
 
 
@@ -221,7 +222,7 @@ def main(argv=None):
         return
     generator = torch.Generator(device).manual_seed(args.seed)
     for prompt in prompts(args):
-        with training.autocast(device, args.precision):
+        with loop.autocast(device, args.precision):
             for text in respond(args, model, encoder, prompt, generator):
                 print(text)
 

@@ -9,7 +9,7 @@ gradient. The plain path it equals is plain_linear_cross_entropy.
 import torch
 import torch.nn.functional as F
 
-from matmul import ROW_MULTIPLE, matmul
+from fast.matmul import ROW_MULTIPLE, matmul
 
 # N tokens (n of one part), V rows of the vocabulary (v of one piece), D width of the hidden states
 

@@ -19,12 +19,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from dropout import Dropout, DroppedMatrix, draw_keep
+from fast.dropout import Dropout, DroppedMatrix, draw_keep
+from fast.matmul import linear, matmul, matmul_made, matmul_of
+from fast.packing import Packing
+from formats.errors import BadInput
+from formats.gpt_files import layer_names, read_pretrained, released_shapes, write_released
 from loss import linear_cross_entropy, lm_token_scale
-from matmul import linear, matmul, matmul_made, matmul_of
-from packing import Packing
-from released_weights import layer_names, read_pretrained, released_shapes, write_released
-from utils import BadInput
 
 
 def gelu(x):

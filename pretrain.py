@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-import corpus
-import distributed
 import opt
-import training
+from formats.errors import BadInput
+from formats.files import load_tensors, write_atomically
+from formats.gpt_files import read_pretrained
 from loss import linear_cross_entropy
 from model_pytorch import ACT_FNS, LMModel, export_openai_model, load_openai_pretrained_model
-from released_weights import read_pretrained
 from text_utils import TextEncoder, english_tokenizer, read_encoder, split_words
-from utils import BadInput, OneLineParser, load_tensors, require_ranges, run_script, warn, write_atomically
+from training import corpus, distributed, loop
+from utils import OneLineParser, require_ranges, run_script, warn
 
 VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")  # OpenAI's names, whatever the number of merges
 UNKNOWN, NEWLINE = "<unk>", "\n</w>"
@@ -39,7 +39,7 @@ UNKNOWN, NEWLINE = "<unk>", "\n</w>"
 def parse_args(argv):
     """Return the options; see --help."""
     p = OneLineParser(prog="pretrain.py", description="Pre-train GPT-1 on plain text. The defaults are the paper's.")
-    training.add_options(p, n_iter=100, n_batch=64, n_gpu=1)
+    loop.add_options(p, n_iter=100, n_batch=64, n_gpu=1)
     data = p.add_argument_group("data")
     data.add_argument("--text", nargs="+", required=True, metavar="FILE", help="plain text files in UTF-8")
     data.add_argument("--held_out", type=float, default=0.01, help="share of the text, its end, for evaluation")
@@ -79,16 +79,16 @@ def check_args(args, world):
         BadInput, MissingInput: naming the option, its value and the allowed values.
     """
     below_one = 1 - 1e-9
-    require_ranges(args, training.RANGES | {
+    require_ranges(args, loop.RANGES | {
         "held_out": (1e-9, 0.5), "n_merges": (1, None), "n_chars": (1, None), "n_ctx": (2, None), "n_embd": (1, None),
         "n_head": (1, None), "n_layer": (1, None), "embd_pdrop": (0, below_one), "attn_pdrop": (0, below_one),
         "resid_pdrop": (0, below_one), "lr": (0, None), "n_warmup": (0, None), "l2": (0, None), "b1": (0, below_one),
         "b2": (0, below_one), "e": (0, None), "init_std": (1e-9, 1)})
-    training.check_options(args, world)
+    loop.check_options(args, world)
     if args.n_embd % args.n_head:
         raise BadInput(f"--n_head is {args.n_head}, which does not divide --n_embd {args.n_embd}")
     corpus.require_files(args.text)
-    continues = args.resume and os.path.isfile(training.paths(args)["checkpoint"])
+    continues = args.resume and os.path.isfile(loop.paths(args)["checkpoint"])
     taken = [name for name in (*VOCABULARY, "params_shapes.json") if os.path.exists(os.path.join(args.model_dir, name))]
     if taken and not continues:
         raise BadInput(f"--model_dir {args.model_dir} holds a model already ({taken[0]}), which would be lost; "
@@ -223,10 +223,10 @@ def main(argv=None):
     n_positions = check_args(args, world)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    folder = os.path.dirname(training.paths(args)["checkpoint"])
+    folder = os.path.dirname(loop.paths(args)["checkpoint"])
     encoder, train, held_out = load_data(args, folder)
     n_vocab = len(encoder.encoder)
-    n_updates_total = training.updates_per_epoch(len(train), args) * args.n_iter
+    n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
     if args.n_warmup >= n_updates_total:
         raise BadInput(f"--n_warmup is {args.n_warmup}, but the run has only {n_updates_total} updates; lower it, for "
                        f"example to {n_updates_total // 20}, or give more text or epochs")
@@ -261,7 +261,7 @@ def main(argv=None):
         total = torch.zeros((), device=world.device)
         for start in range(world.rank * args.n_batch, len(sequences), world.size * args.n_batch):
             x = inputs(sequences[start:start + args.n_batch])
-            with training.autocast(world.device, args.precision):
+            with loop.autocast(world.device, args.precision):
                 total += token_losses(model, x, n_vocab)
         return world.sum(total).item() / (len(sequences) * (args.n_ctx - 1))
 
@@ -271,11 +271,11 @@ def main(argv=None):
                     va_ppl=corpus.perplexity_of(va_cost), unigram_ppl=unigram), -va_cost
 
     fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train.tobytes()))
-    training.train(args, model, optimizer, training.SeededOrders(args.seed, args.n_iter, len(train)),
+    loop.train(args, model, optimizer, loop.SeededOrders(args.seed, args.n_iter, len(train)),
                    lambda rows: model.loss(inputs(train[rows])), evaluate, world, fingerprint)
 
     world.wait()  # the first process has written the best parameters
-    model.load_state_dict(load_tensors(training.paths(args)["best"], map_location=world.device))
+    model.load_state_dict(load_tensors(loop.paths(args)["best"], map_location=world.device))
     if world.is_first:
         copy_vocabulary(folder, args.model_dir)
         export_openai_model(model, args.model_dir)

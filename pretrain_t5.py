@@ -23,12 +23,10 @@ import sentencepiece
 import torch
 from tqdm import tqdm
 
-import corpus
-import distributed
 import opt
-import training
+from formats.errors import BadInput
+from formats.files import load_tensors, write_atomically
 from loss import linear_cross_entropy
-from span_corruption import corrupt, random_spans_helper
 from t5_pytorch import (
     EOS,
     FEED_FORWARD_KINDS,
@@ -42,7 +40,9 @@ from t5_pytorch import (
     shift_right,
 )
 from text_utils import N_SENTINELS, SentencePieceEncoder
-from utils import BadInput, OneLineParser, load_tensors, require_ranges, run_script, write_atomically
+from training import corpus, distributed, loop
+from training.span_corruption import corrupt, random_spans_helper
+from utils import OneLineParser, require_ranges, run_script
 
 MAX_LINES = 1_000_000  # the vocabulary is learned from at most so many, spread evenly over the text
 Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in training only
@@ -51,7 +51,7 @@ Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in tr
 def parse_args(argv):
     """Return the options; see --help."""
     p = OneLineParser(prog="pretrain_t5.py", description="Pre-train T5 by span corruption on plain text.")
-    training.add_options(p, n_iter=1, n_batch=128, n_gpu=1)
+    loop.add_options(p, n_iter=1, n_batch=128, n_gpu=1)
     data = p.add_argument_group("data")
     data.add_argument("--text", nargs="+", required=True, metavar="FILE", help="plain text files in UTF-8")
     data.add_argument("--held_out", type=float, default=0.01, help="share of the text, its end, for evaluation")
@@ -86,14 +86,14 @@ def check_args(args, world):
     """
     sizes = [name for name in (*SIZE_OPTIONS, "feed_forward", "dropout") if getattr(args, name) is not None]
     ranges = {name: (0, 1 - 1e-9) if name == "dropout" else (1, None) for name in sizes if name != "feed_forward"}
-    require_ranges(args, training.RANGES | ranges | {
+    require_ranges(args, loop.RANGES | ranges | {
         "held_out": (1e-9, 0.5), "n_pieces": (4, None), "n_ctx": (4, None), "noise_density": (1e-9, 0.5),
         "mean_noise_span_length": (1, None), "n_warmup": (1, None)})
-    training.check_options(args, world)
+    loop.check_options(args, world)
     corpus.require_files(args.text)
     if args.init_dir is not None and sizes:
         raise BadInput(f"--{sizes[0]} has no effect with --init_dir, whose config.json gives the sizes: leave it out")
-    continues = args.resume and os.path.isfile(training.paths(args)["checkpoint"])
+    continues = args.resume and os.path.isfile(loop.paths(args)["checkpoint"])
     taken = [name for name in ("spiece.model", "model.safetensors")
              if os.path.exists(os.path.join(args.model_dir, name))]
     if taken and not continues:
@@ -197,9 +197,9 @@ def main(argv=None):
     tokens_length, _ = check_args(args, world)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    folder = os.path.dirname(training.paths(args)["checkpoint"])
+    folder = os.path.dirname(loop.paths(args)["checkpoint"])
     encoder, train, held_out = load_data(args, folder, tokens_length)
-    n_updates_total = training.updates_per_epoch(len(train), args) * args.n_iter
+    n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
 
     def corrupted(rows, rng):
         return corrupt(rows, encoder.sentinel(0), EOS, args.noise_density, args.mean_noise_span_length, rng)
@@ -228,7 +228,7 @@ def main(argv=None):
             block.compile()
 
     def tower_loss(rows):
-        seed = torch.randint(1 << 62, ()).item()  # from the generator that training.train seeds for this tower
+        seed = torch.randint(1 << 62, ()).item()  # from the generator that loop.train seeds for this tower
         src, targets = tensors(corrupted(train[rows], np.random.default_rng(seed)))
         return token_losses(model, src, targets, Z_LOSS) / targets.numel()
 
@@ -236,7 +236,7 @@ def main(argv=None):
         total = torch.zeros((), device=world.device)
         for start in range(world.rank * args.n_batch, len(inputs), world.size * args.n_batch):
             rows = slice(start, start + args.n_batch)
-            with training.autocast(world.device, args.precision):
+            with loop.autocast(world.device, args.precision):
                 total += token_losses(model, *tensors((inputs[rows], targets[rows])))
         return world.sum(total).item() / targets.size
 
@@ -247,11 +247,11 @@ def main(argv=None):
                     unigram_ppl=unigram), -va_cost
 
     fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train.tobytes()))
-    orders = training.SeededOrders(args.seed, args.n_iter, len(train))
-    training.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
+    orders = loop.SeededOrders(args.seed, args.n_iter, len(train))
+    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
 
     world.wait()  # the first process has written the best parameters
-    model.load_state_dict(load_tensors(training.paths(args)["best"], map_location=world.device))
+    model.load_state_dict(load_tensors(loop.paths(args)["best"], map_location=world.device))
     if world.is_first:
         with open(os.path.join(folder, "spiece.model"), "rb") as f:
             write_bytes(os.path.join(args.model_dir, "spiece.model"), f.read())

@@ -29,23 +29,14 @@ import torch
 
 import analysis
 import datasets
-import distributed
 import download_model
-import finetuning
 import train
-import training
+from formats.errors import BadInput
+from formats.files import write_atomically
 from model_pytorch import DoubleHeadModel
 from text_utils import TextEncoder
-from utils import (
-    BadInput,
-    OneLineParser,
-    Stopped,
-    read_log,
-    require_ranges,
-    run_script,
-    warn,
-    write_atomically,
-)
+from training import distributed, finetuning, loop
+from utils import OneLineParser, Stopped, read_log, require_ranges, run_script, warn
 
 N_STORIES = 1871  # in each of the two files of ROCStories
 RELEASED_SIZE = (40478, 768)  # tokens and width of OpenAI's model
@@ -179,7 +170,7 @@ def changed_options(run):
     """Return the options that differ from the authors' defaults in more than folders, as words."""
     defaults = vars(train.parse_args(["--desc", run.desc, "--seed", str(run.seed)]))
     return [f"--{name} {value}" for name, value in vars(run).items()
-            if name not in training.FREE_ON_RESUME and value != defaults[name]]
+            if name not in loop.FREE_ON_RESUME and value != defaults[name]]
 
 
 def machine(device):
@@ -200,7 +191,7 @@ def machine(device):
 
 def run_files(args, run):
     """Return the paths of a seed: 'log', 'best', 'checkpoint', 'submission', and 'record', which is ours."""
-    return training.paths(run) | {"record": os.path.join(args.out, "runs", f"{run.desc}.json"),
+    return loop.paths(run) | {"record": os.path.join(args.out, "runs", f"{run.desc}.json"),
                                   "submission": os.path.join(run.submission_dir, finetuning.DATASETS[run.dataset][2])}
 
 
@@ -230,7 +221,7 @@ def is_finished(args, run, blobs):
     files, record = run_files(args, run), read_record(run_files(args, run)["record"])
     lines = read_log(files["log"]) if os.path.isfile(files["log"]) else []
     differ = [f"--{name} {lines[0].get(name)!r} then, {value!r} now" for name, value in vars(run).items()
-              if lines and name not in training.FREE_ON_RESUME and lines[0].get(name) != value]
+              if lines and name not in loop.FREE_ON_RESUME and lines[0].get(name) != value]
     if record is not None:
         differ += [f"another {name} then" for name in blobs.keys() | record["blobs"].keys()
                    if record["blobs"].get(name) != blobs.get(name)]
@@ -254,7 +245,7 @@ def seconds_per_seed(run, n_updates=3):
     n_vocab = len(encoder.encoder)
     splits, n_ctx = train.load_data(run, encoder)
     n_train, n_valid, n_test = (len(split[0]) for split in splits)
-    total = training.updates_per_epoch(n_train, run) * run.n_iter
+    total = loop.updates_per_epoch(n_train, run) * run.n_iter
     classify = n_vocab + len(train.SPECIAL) - 1
     model = DoubleHeadModel(run, classify, "multiple_choice", n_vocab + len(train.SPECIAL) + n_ctx, n_ctx).to(device)
     optimizer = train.make_optimizer(run, model, total)
@@ -270,7 +261,7 @@ def seconds_per_seed(run, n_updates=3):
     def update():
         optimizer.zero_grad()
         for rows in torch.arange(len(X), device=device).split(run.n_batch):
-            with training.autocast(device, run.precision):
+            with loop.autocast(device, run.precision):
                 loss = model.losses(X[rows], M[rows], Y[rows], run.lm_coef)[0]
             (loss / run.n_gpu).backward()
         optimizer.step()
@@ -278,7 +269,7 @@ def seconds_per_seed(run, n_updates=3):
     timed(update)  # the first one also allocates memory
     per_update = statistics.median(timed(update) for _ in range(n_updates))
     model.eval()
-    with training.autocast(device, run.precision):
+    with loop.autocast(device, run.precision):
         per_example = min(timed(lambda: model.choice_logits(X)) for _ in range(2)) / len(X)
     evaluated = run.n_iter * (min(n_valid, n_train) + n_valid) + n_test
     return total * per_update + evaluated * per_example, per_update
@@ -316,7 +307,7 @@ def run_seed(args, command, run, blobs):
 def delete_checkpoint(run):
     """Delete what --resume would continue from; a finished seed needs it no more."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(training.paths(run)["checkpoint"])
+        os.unlink(loop.paths(run)["checkpoint"])
 
 
 def measured(args, run):

@@ -10,9 +10,9 @@ import math
 
 import torch
 
-from matmul import linear
+from fast.matmul import linear
+from formats.errors import BadInput
 from t5_pytorch import EOS, MASKED, PAD, START, additive
-from utils import BadInput
 
 
 class KeysValues:

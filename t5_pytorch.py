@@ -23,9 +23,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from matmul import linear
-from packing import Packing
-from t5_weights import (  # noqa: F401 (offered from here too)
+from fast.matmul import linear
+from fast.packing import Packing
+from formats.errors import BadInput
+from formats.t5_files import (  # noqa: F401 (offered from here too)
     EOS,
     FEED_FORWARD_KINDS,
     MAX_DISTANCE,
@@ -37,7 +38,6 @@ from t5_weights import (  # noqa: F401 (offered from here too)
     load_t5_pretrained_model,
     read_t5_config,
 )
-from utils import BadInput
 
 MASKED = -1e9  # added to the scores of positions that may not be seen; in softmax exactly 0
 

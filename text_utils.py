@@ -14,7 +14,9 @@ import ftfy
 import sentencepiece
 from tqdm import tqdm
 
-from utils import BadInput, MissingInput, is_first_process, read_text
+from formats.errors import BadInput, MissingInput
+from formats.files import is_lfs_pointer, read_text
+from utils import is_first_process
 
 REPLACEMENTS = {"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"}
 # A run of one of these signs is set apart by spaces. The backslash is not among them: the original
@@ -88,9 +90,8 @@ def read_merges(path):
 def _require_file(path, where_from=WHERE_FROM):
     if not os.path.isfile(path):
         raise MissingInput(f"{path}: vocabulary file not found; {where_from}")
-    with open(path, "rb") as f:
-        if f.read(8) == b"version ":
-            raise BadInput(f"{path}: is a Git LFS pointer, not the data; {where_from}")
+    if is_lfs_pointer(path):
+        raise BadInput(f"{path}: is a Git LFS pointer, not the data; {where_from}")
 
 
 def english_tokenizer():

@@ -18,14 +18,13 @@ import zlib
 import numpy as np
 import torch
 
-import distributed
-import finetuning
 import opt
-import training
+from formats.errors import BadInput
+from formats.gpt_files import WHERE_FROM, read_pretrained
 from model_pytorch import ACT_FNS, DoubleHeadModel, load_openai_pretrained_model
-from released_weights import WHERE_FROM, read_pretrained
 from text_utils import TextEncoder
-from utils import BadInput, OneLineParser, encode_dataset, require_ranges, run_script, warn
+from training import distributed, finetuning, loop
+from utils import OneLineParser, encode_dataset, require_ranges, run_script, warn
 
 SPECIAL = ("_start_", "_delimiter_", "_classify_")
 
@@ -33,7 +32,7 @@ SPECIAL = ("_start_", "_delimiter_", "_classify_")
 def parse_args(argv):
     """Return the options; see --help."""
     p = OneLineParser(prog="train.py", description="Fine-tune GPT-1, as finetune-transformer-lm does.")
-    training.add_options(p, n_iter=3, n_batch=8, n_gpu=4)
+    loop.add_options(p, n_iter=3, n_batch=8, n_gpu=4)
     finetuning.add_task_options(p)
     model = p.add_argument_group("the model")
     model.add_argument("--model_dir", default="model/", help="folder with OpenAI's weights and vocabulary")
@@ -76,12 +75,12 @@ def check_args(args, world):
         BadInput, MissingInput: naming the option, its value and the allowed values.
     """
     below_one = 1 - 1e-9
-    require_ranges(args, training.RANGES | {
+    require_ranges(args, loop.RANGES | {
         "n_ctx": (6, None), "n_embd": (1, None), "n_head": (1, None), "n_layer": (1, None),
         "n_transfer": (-1, args.n_layer), "embd_pdrop": (0, below_one), "attn_pdrop": (0, below_one),
         "resid_pdrop": (0, below_one), "clf_pdrop": (0, below_one), "lr": (0, None), "lr_warmup": (0, 1),
         "lm_coef": (0, None), "l2": (0, None), "b1": (0, below_one), "b2": (0, below_one), "e": (0, None)})
-    training.check_options(args, world)
+    loop.check_options(args, world)
     finetuning.check_task_options(args)
     if args.n_embd % args.n_head:
         raise BadInput(f"--n_head is {args.n_head}, which does not divide --n_embd {args.n_embd}")
@@ -172,7 +171,7 @@ def main(argv=None):
     splits, n_ctx = load_data(args, encoder)
     data = [[torch.from_numpy(array).to(world.device) for array in split] for split in splits]
     (trX, trM, trY), (vaX, _, vaY), (teX, _, _) = data
-    n_updates_total = training.updates_per_epoch(len(trX), args) * args.n_iter
+    n_updates_total = loop.updates_per_epoch(len(trX), args) * args.n_iter
 
     model = DoubleHeadModel(args, encoder.encoder["_classify_"], "multiple_choice",
                             vocab=n_vocab + len(SPECIAL) + n_ctx, n_ctx=n_ctx)
@@ -193,15 +192,15 @@ def main(argv=None):
         def of(rows):
             return model.choice_logits(inputs[split][rows])
         # one context for all batches: the weights are converted once
-        with training.autocast(world.device, args.precision):
+        with loop.autocast(world.device, args.precision):
             return finetuning.choose(of, len(inputs[split]), 2, args.n_batch * args.n_gpu, world, verbose=True)
 
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
-    orders = training.draw_orders(args.n_iter, len(trX))
+    orders = loop.draw_orders(args.n_iter, len(trX))
     fingerprint = 0
     for array in (*splits[0], *splits[1]):
         fingerprint = zlib.crc32(np.ascontiguousarray(array).tobytes(), fingerprint)
-    training.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
+    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
     if args.submit:
         finetuning.submit(args, model, world, lambda: logits("test"))
 

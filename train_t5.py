@@ -16,12 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import distributed
-import finetuning
 import opt
-import training
+from fast.matmul import linear
+from formats.errors import BadInput
 from loss import linear_cross_entropy
-from matmul import linear
 from t5_pytorch import (
     EOS,
     FEED_FORWARD_KINDS,
@@ -35,7 +33,8 @@ from t5_pytorch import (
     shift_right,
 )
 from text_utils import SentencePieceEncoder
-from utils import BadInput, OneLineParser, require_ranges, run_script, warn
+from training import distributed, finetuning, loop
+from utils import OneLineParser, require_ranges, run_script, warn
 
 TARGETS = ("choice1", "choice2")
 Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in training only
@@ -44,7 +43,7 @@ Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in tr
 def parse_args(argv):
     """Return the options; see --help."""
     p = OneLineParser(prog="train_t5.py", description="Fine-tune T5 on a cloze task as text to text.")
-    training.add_options(p, n_iter=10, n_batch=8, n_gpu=4)
+    loop.add_options(p, n_iter=10, n_batch=8, n_gpu=4)
     finetuning.add_task_options(p)
     model = p.add_argument_group("the model")
     model.add_argument("--model_dir", default="model/t5/", help="folder with spiece.model and the checkpoint")
@@ -70,8 +69,8 @@ def check_args(args, world):
     Raises:
         BadInput: naming the option, its value and the allowed values.
     """
-    require_ranges(args, training.RANGES | {"dropout": (0, 1 - 1e-9), "n_ctx": (8, None), "lr": (0, None)})
-    training.check_options(args, world)
+    require_ranges(args, loop.RANGES | {"dropout": (0, 1 - 1e-9), "n_ctx": (8, None), "lr": (0, None)})
+    loop.check_options(args, world)
     finetuning.check_task_options(args)
     given = [name for name in (*SIZE_OPTIONS, "feed_forward") if getattr(args, name) is not None]
     if given and not args.from_scratch:
@@ -186,13 +185,13 @@ def main(argv=None):
         def of(rows):
             return target_log_probs(model, pad(inputs[split][rows], world.device), candidates)
         # one context for all batches: the weights are converted once
-        with torch.no_grad(), training.autocast(world.device, args.precision):
+        with torch.no_grad(), loop.autocast(world.device, args.precision):
             return finetuning.choose(of, len(inputs[split]), len(TARGETS), args.n_batch * args.n_gpu, world, True)
 
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
-    orders = training.draw_orders(args.n_iter, len(sources[0]))
+    orders = loop.draw_orders(args.n_iter, len(sources[0]))
     fingerprint = zlib.crc32(repr((sources[:2], trY.tolist(), vaY.tolist())).encode())
-    training.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
+    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
     if args.submit:
         finetuning.submit(args, model, world, lambda: logits("test"))
 

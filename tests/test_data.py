@@ -7,8 +7,10 @@ import pytest
 from cloze_data import rows, write_csv, write_data_dir
 
 from datasets import COLUMNS, TEST_FILE, VALID_FILE, _rocstories, rocstories
+from formats.errors import BadInput, MissingInput
+from formats.files import make_path
 from train import longest, transform_roc
-from utils import BadInput, MissingInput, ResultLogger, encode_dataset, iter_data, make_path, read_log
+from utils import ResultLogger, encode_dataset, iter_data, read_log
 
 
 def test_transform_equals_the_original(golden):

@@ -6,7 +6,8 @@ import pytest
 
 import analysis
 import demo
-from utils import BadInput, read_log, run_script
+from formats.errors import BadInput
+from utils import read_log, run_script
 
 
 def test_quick_demo_end_to_end_and_again(tmp_path, capsys):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from gpt_golden import no_dropout
 from test_model import enlarge, small_model, story_batch
 
-from dropout import SLICE, STREAM, Dropout, draw_keep
+from fast.dropout import SLICE, STREAM, Dropout, draw_keep
 from model_pytorch import Attention, TransformerModel
 
 

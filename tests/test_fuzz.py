@@ -25,11 +25,12 @@ from conftest import write_small_vocabulary
 from safetensors.numpy import save_file
 
 from datasets import _rocstories
+from formats.errors import BadInput, MissingInput
+from formats.files import load_tensors
+from formats.gpt_files import read_pretrained
 from model_pytorch import LMModel, dotdict, export_openai_model
-from released_weights import read_pretrained
 from t5_pytorch import T5, checkpoint_names, load_t5_pretrained_model
 from text_utils import SentencePieceEncoder, read_encoder, read_merges
-from utils import BadInput, MissingInput, load_tensors
 
 CASES = int(os.environ.get("FUZZ_CASES", "100"))
 SPARE = 1 << 18          # bytes a reader may take beyond twice the honest file or the honest load

@@ -9,6 +9,7 @@ import torch
 from gpt_golden import no_dropout
 from safetensors.numpy import save_file
 
+from formats.gpt_files import read_pretrained
 from model_pytorch import (
     DoubleHeadModel,
     LMModel,
@@ -17,7 +18,6 @@ from model_pytorch import (
     load_openai_pretrained_model,
     tf_name,
 )
-from released_weights import read_pretrained
 
 N_VOCAB, N_SPECIAL, N_CTX = 61, 3, 16
 

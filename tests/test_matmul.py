@@ -5,9 +5,9 @@ import weakref
 import pytest
 import torch
 
-import matmul as matmul_module
-from matmul import matmul, matmul_made, matmul_of
-from packing import Packing
+from fast import matmul as matmul_module
+from fast.matmul import matmul, matmul_made, matmul_of
+from fast.packing import Packing
 
 ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN: one path only")
 

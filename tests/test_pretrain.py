@@ -15,13 +15,15 @@ from cloze_data import options, write_data_dir
 from pretraining import argv, stop_after, stories, write_text
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-import corpus
 import opt
 import pretrain
 import train
+from formats.errors import BadInput
+from formats.files import load_tensors
 from model_pytorch import ACT_FNS, LMModel, dotdict, load_openai_pretrained_model
 from text_utils import TextEncoder, read_encoder, read_merges
-from utils import BadInput, load_tensors, read_log, run_script
+from training import corpus
+from utils import read_log, run_script
 
 SIZES = dict(n_embd=12, n_head=2, n_layer=2)
 

@@ -16,10 +16,12 @@ from pretraining import argv, stop_after, stories, write_text
 import opt
 import pretrain_t5
 import train_t5
-from span_corruption import corrupt, random_spans_helper
+from formats.errors import BadInput
+from formats.files import load_tensors
 from t5_pytorch import EOS, FEED_FORWARD_KINDS, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import SentencePieceEncoder
-from utils import BadInput, load_tensors, read_log, run_script
+from training.span_corruption import corrupt, random_spans_helper
+from utils import read_log, run_script
 
 SIZES = dict(d_model=12, d_ff=20, n_head=2, d_kv=5, n_layer=2, dropout=0.1)
 

@@ -13,8 +13,10 @@ from cloze_data import options, write_data_dir
 from sklearn.utils import shuffle
 
 import train
-import training
-from utils import BadInput, read_log, run_script, save_tensors, write_atomically
+from formats.errors import BadInput
+from formats.files import save_tensors, write_atomically
+from training import loop
+from utils import read_log, run_script
 
 KILLS = int(os.environ.get("KILLS", "3"))  # the full harness: KILLS=20 python -m pytest tests/test_resume.py
 
@@ -245,7 +247,7 @@ def test_the_order_of_examples_is_the_original_s():
     """One seed: NumPy's generator draws the special rows, then sklearn's shuffle for each epoch."""
     np.random.seed(42)
     np.random.randn(3, 12)
-    ours = training.draw_orders(3, 29)
+    ours = loop.draw_orders(3, 29)
     np.random.seed(42)
     np.random.randn(3, 12)
     for order in ours:

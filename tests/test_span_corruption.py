@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from span_corruption import (
+from training.span_corruption import (
     corrupt,
     noise_span_to_unique_sentinel,
     nonnoise_span_to_unique_sentinel,

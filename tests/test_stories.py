@@ -14,7 +14,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import datasets
-import stories
+from toy import stories
 
 MANY = 10_000  # rows; an accuracy over as many has a standard deviation of half a point
 
@@ -64,7 +64,7 @@ def test_equal_seeds_give_equal_stories_and_others_differ():
 
 def test_stories_do_not_depend_on_the_hash_seed(root):
     def printed(hash_seed):
-        command = "import stories; print(stories.unlabelled(20, 5), stories.cloze(20, 5))"
+        command = "from toy import stories; print(stories.unlabelled(20, 5), stories.cloze(20, 5))"
         return subprocess.run([sys.executable, "-c", command], cwd=root, check=True, capture_output=True,
                               env={"PYTHONHASHSEED": hash_seed}).stdout
 
@@ -90,7 +90,7 @@ def test_a_story_keeps_its_person(text, train_rows):
 
 
 def test_every_phrase_of_every_topic_is_complete_and_drawn(text):
-    topics = stories.read_topics(stories.TOPICS)
+    topics = stories.read_topics()
     assert len(topics) >= 24
     joined = " ".join(text).lower()
     phrases = []
@@ -110,7 +110,7 @@ def test_every_phrase_of_every_topic_is_complete_and_drawn(text):
 def test_endings_use_words_of_their_own():
     """Few words of a topic's endings occur in its stories: overlap cannot solve the task."""
     plain = set("a an the of to in on at by for with from into up down out off it and or no not all".split())
-    for topic, kinds in stories.read_topics(stories.TOPICS).items():
+    for topic, kinds in stories.read_topics().items():
         def own(*names, kinds=kinds):
             phrases = " ".join(itertools.chain.from_iterable(kinds[name] for name in names))
             return set(words(re.sub(r"\{\w+\}", "", phrases))) - plain
@@ -153,7 +153,7 @@ def test_no_story_is_in_two_parts(data_dir, text):
 
 
 def test_command_line(root, tmp_path):
-    command = [sys.executable, str(root / "stories.py")]
+    command = [sys.executable, "-m", "toy.stories"]
     options = ["--data_dir", "data", "--text", "text.txt", "--n_text", "30", "--n_cloze", "11", "--seed", "5"]
     subprocess.run(command + options, cwd=tmp_path, check=True)
     assert (tmp_path / "text.txt").read_text(encoding="utf-8").splitlines() == stories.unlabelled(30, 5)
@@ -214,7 +214,7 @@ def test_right_and_wrong_endings_have_the_same_distribution(train_rows, test_row
 
 def test_some_wrong_endings_differs_in_the_outcome_alone(train_rows):
     topic_of = {}
-    for topic, kinds in stories.read_topics(stories.TOPICS).items():
+    for topic, kinds in stories.read_topics().items():
         for phrase in kinds["happy"] + kinds["sad"]:
             for choice in itertools.product(*[part[1:-1].split("|") if part.startswith("[") else [part]
                                               for part in re.findall(r"\[[^]]*\]|[^[]+", phrase)]):

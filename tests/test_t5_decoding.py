@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import t5_decoding
+from formats.errors import BadInput
 from t5_decoding import Decoder, beam_search, generate, sample
 from t5_pytorch import EOS, START, T5, load_t5_pretrained_model
-from utils import BadInput
 
 VERSIONS = {"t5_v1_0": {}, "t5_v1_1": dict(feed_forward="gated-gelu", tie_logits=False)}
 GOLDEN_SIZE = dict(dim=32, enc_num_tokens=96, enc_depth=2, enc_heads=4, enc_dim_head=8,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from formats.errors import BadInput, MissingInput
 from t5_pytorch import T5, checkpoint_names, load_t5_pretrained_model
-from utils import BadInput, MissingInput
 
 VERSIONS = {"t5_v1_0": {}, "t5_v1_1": dict(feed_forward="gated-gelu", tie_logits=False)}
 SIZE = dict(dim=32, enc_num_tokens=96, enc_depth=2, enc_heads=4, enc_dim_head=8,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import t5_pytorch
+from formats.errors import BadInput
 from loss import linear_cross_entropy
 from t5_pytorch import (
     T5,
@@ -20,7 +21,6 @@ from t5_pytorch import (
     relative_position_bucket,
     shift_right,
 )
-from utils import BadInput
 
 VERSIONS = {"t5_v1_0": {}, "t5_v1_1": dict(feed_forward="gated-gelu", tie_logits=False)}
 GOLDEN_SIZE = dict(dim=32, enc_num_tokens=96, enc_depth=2, enc_heads=4, enc_dim_head=8,

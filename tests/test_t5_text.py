@@ -8,9 +8,10 @@ import sentencepiece
 from pretraining import stories
 
 import text_utils
+from formats.errors import BadInput, MissingInput
 from pretrain_t5 import learn_vocabulary
 from text_utils import SentencePieceEncoder
-from utils import BadInput, MissingInput, run_script
+from utils import run_script
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import json
 import ftfy
 import pytest
 
+from formats.errors import BadInput, MissingInput
 from text_utils import TextEncoder, read_encoder, read_merges, text_standardize
-from utils import BadInput, MissingInput
 
 
 @pytest.fixture(scope="module")

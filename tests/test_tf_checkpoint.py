@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-import tf_checkpoint
 import utils
+from formats import tf_checkpoint
 
 CASES = ("t5_v1_0", "t5_v1_1")
 PREFIX = "model.ckpt-1000000"

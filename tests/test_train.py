@@ -11,12 +11,12 @@ import torch
 from cloze_data import options, rows, write_csv, write_data_dir
 from conftest import write_small_vocabulary
 
-import finetuning
 import train
 from datasets import TEST_FILE, VALID_FILE
-from distributed import World
 from model_pytorch import ACT_FNS, LMModel, dotdict, export_openai_model
 from opt import SCHEDULES
+from training import finetuning
+from training.distributed import World
 from utils import read_log, run_script
 
 TIMES = ("time", "log_dir", "save_dir", "submission_dir", "desc")

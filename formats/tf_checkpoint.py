@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import utils
+from formats.errors import BadInput, MissingInput
 
 FOOTER_SIZE, TRAILER_SIZE = 48, 5  # bytes; every block is followed by its kind (1 byte) and checksum (4)
 TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
@@ -60,8 +60,8 @@ def read_checkpoint(path):
         stored. `global_step` and the optimizer's `*_slot_v`, `*_slot_vr`, `*_slot_vc` are left out.
         The tensors are private views of the memory-mapped files: writing to one changes no file.
     Raises:
-        utils.MissingInput: a file is not there.
-        utils.BadInput: a file is truncated, damaged, foreign, or holds what T5 checkpoints do not.
+        MissingInput: a file is not there.
+        BadInput: a file is truncated, damaged, foreign, or holds what T5 checkpoints do not.
     """
     prefix = _find_prefix(path)
     n_shards, variables = _read_index(prefix + ".index")
@@ -73,11 +73,11 @@ def read_checkpoint(path):
             file, data = shards[shard]
             end = offset + size
             if end > len(data):
-                raise utils.BadInput(f"{file}: has {len(data)} bytes, expected at least {end} for the variable "
+                raise BadInput(f"{file}: has {len(data)} bytes, expected at least {end} for the variable "
                                      f"{name}; it is truncated or of another index; {DOWNLOAD}")
             data = data[offset:end]
             if _checksum(data, progress) != checksum:
-                raise utils.BadInput(f"{file}: bytes {offset} to {end}, variable {name}, lack the checksum "
+                raise BadInput(f"{file}: bytes {offset} to {end}, variable {name}, lack the checksum "
                                      f"expected by the index; they are damaged or of another; {DOWNLOAD}")
             if offset % dtype.itemsize:
                 data = data.copy()  # a tensor's values have to start at a multiple of their size
@@ -101,7 +101,7 @@ def _find_prefix(path):
         return os.path.join(path, _newest_in(path))
     prefix = path.removesuffix(".index")
     if not os.path.isfile(prefix + ".index"):
-        raise utils.MissingInput(f"{prefix}.index: not found; expected a TensorFlow checkpoint: give its "
+        raise MissingInput(f"{prefix}.index: not found; expected a TensorFlow checkpoint: give its "
                                  "folder, its prefix (such as model.ckpt-1000000) or its .index file")
     return prefix
 
@@ -113,28 +113,28 @@ def _newest_in(folder):
     prefixes = sorted(os.path.basename(index).removesuffix(".index") for index in indexes)
     found = _some(prefixes)
     if not prefixes:
-        raise utils.MissingInput(f"{folder}: found no .index file, expected a TensorFlow checkpoint "
+        raise MissingInput(f"{folder}: found no .index file, expected a TensorFlow checkpoint "
                                  "(P.index and P.data-00000-of-0000N); give the folder that holds one")
     if not os.path.isfile(state):
         if len(prefixes) > 1:
-            raise utils.BadInput(f"{folder}: found the checkpoints {found}, and no file named checkpoint "
+            raise BadInput(f"{folder}: found the checkpoints {found}, and no file named checkpoint "
                                  "that says which is the newest; give the prefix of one")
         return prefixes[0]
     try:
         with open(state, "rb") as f:
             text = f.read(1 << 13).decode("utf-8", errors="replace")  # the line sought is the first
     except OSError as error:
-        raise utils.BadInput(f"{state}: cannot be read ({error.strerror}); check its permissions") from None
+        raise BadInput(f"{state}: cannot be read ({error.strerror}); check its permissions") from None
     match = re.search(r'^model_checkpoint_path: *"([^"\n]*)"\r?$', text, re.MULTILINE)
     if match is None:
-        raise utils.BadInput(f'{state}: found no line model_checkpoint_path: "P", expected what TensorFlow '
+        raise BadInput(f'{state}: found no line model_checkpoint_path: "P", expected what TensorFlow '
                              f"writes; delete it, or give the prefix of a checkpoint ({found})")
     prefix = match[1]
     if not prefix.isprintable() or re.search(r"[/\\]", prefix):
-        raise utils.BadInput(f"{state}: model_checkpoint_path is {prefix[:200]!r}, expected the plain name "
+        raise BadInput(f"{state}: model_checkpoint_path is {prefix[:200]!r}, expected the plain name "
                              f"of a checkpoint in this folder; give the prefix of one ({found})")
     if prefix not in prefixes:
-        raise utils.MissingInput(f"{os.path.join(folder, prefix)}.index: not found, though {state} expects "
+        raise MissingInput(f"{os.path.join(folder, prefix)}.index: not found, though {state} expects "
                                  f"it; found {found}; {DOWNLOAD}, or give the prefix of one")
     return prefix
 
@@ -149,14 +149,14 @@ def _map_shard(prefix, shard, n_shards):
     file = f"{prefix}.data-{shard:05d}-of-{n_shards:05d}"
     if not os.path.isfile(file):
         found = sorted(map(os.path.basename, glob.glob(glob.escape(prefix) + ".data-*")))
-        raise utils.MissingInput(f"{file}: not found; the index expects {n_shards} data file(s), found "
+        raise MissingInput(f"{file}: not found; the index expects {n_shards} data file(s), found "
                                  f"{_some(found)}; {DOWNLOAD}")
     try:
         if os.path.getsize(file) == 0:  # an empty file cannot be mapped
             return file, np.empty(0, np.uint8)
         return file, np.memmap(file, np.uint8, mode="c")
     except OSError as error:
-        raise utils.BadInput(f"{file}: cannot be read ({error.strerror}); check its permissions") from None
+        raise BadInput(f"{file}: cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _checksum(data, progress=None):
@@ -181,10 +181,10 @@ def _read_index(path):
             f.seek(0)
             return _parse_index(f.read(), footer)
     except _Malformed as error:
-        raise utils.BadInput(f"{path}: {error}; expected the index of a TensorFlow V2 checkpoint; "
+        raise BadInput(f"{path}: {error}; expected the index of a TensorFlow V2 checkpoint; "
                              f"{DOWNLOAD}") from None
     except OSError as error:
-        raise utils.BadInput(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _parse_index(index, footer):

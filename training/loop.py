@@ -17,17 +17,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils import (
-    BadInput,
-    ResultLogger,
-    Stopped,
-    give_back_free_pages,
-    keep_freed_memory,
-    lay_large_blocks_apart,
-    load_tensors,
-    make_path,
-    save_tensors,
-)
+from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart
+from formats.errors import BadInput
+from formats.files import load_tensors, make_path, save_tensors
+from utils import ResultLogger, Stopped
 
 PRECISIONS = ("fp32", "bf16")
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.

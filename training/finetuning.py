@@ -8,8 +8,10 @@ from tqdm import tqdm
 
 import analysis
 import datasets
-import training
-from utils import BadInput, load_tensors, require_ranges, write_atomically
+from formats.errors import BadInput
+from formats.files import load_tensors, write_atomically
+from training import loop
+from utils import require_ranges
 
 # name -> (reader of data_dir, report on a submission, name of the submission file)
 DATASETS = {"rocstories": (datasets.rocstories, analysis.rocstories, "ROCStories.tsv")}
@@ -66,7 +68,7 @@ def cost_and_accuracy(logits, labels):
 
 
 def make_evaluation(args, logits_of_split, train_labels, valid_labels):
-    """Return the function that training.train calls to evaluate.
+    """Return the function that loop.train calls to evaluate.
 
     As in the original, the training part is represented by its first n_valid examples.
 
@@ -91,7 +93,7 @@ def write_submission(path, predictions):
 
 def load_best(args, model, world):
     """Put the best parameters of the run into the model, and set it to eval mode."""
-    path = training.paths(args)["best"]
+    path = loop.paths(args)["best"]
     if world.any(not os.path.isfile(path)):  # which also waits for the first process to have written them
         raise BadInput(f"{path}: not found by every process; --save_dir must be a folder that all machines share")
     model.load_state_dict(load_tensors(path, map_location=world.device))
@@ -111,4 +113,4 @@ def submit(args, model, world, test_logits):
         path = os.path.join(args.submission_dir, file_name)
         write_submission(path, predictions)
         if args.analysis:
-            report(args.data_dir, path, training.paths(args)["log"])
+            report(args.data_dir, path, loop.paths(args)["log"])

@@ -11,8 +11,9 @@ import re
 import torch
 from safetensors.torch import load_file, save_file
 
-import tf_checkpoint
-from utils import BadInput, MissingInput, write_atomically
+from formats import tf_checkpoint
+from formats.errors import BadInput, MissingInput
+from formats.files import write_atomically
 
 PAD, EOS, START = 0, 1, 0
 NUM_BUCKETS, MAX_DISTANCE = 32, 128

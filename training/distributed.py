@@ -11,7 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from utils import BadInput, Stopped, select_device
+from formats.errors import BadInput
+from utils import Stopped, select_device
 
 
 class World:

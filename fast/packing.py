@@ -2,7 +2,7 @@
 
 import torch
 
-from matmul import ROW_MULTIPLE
+from fast.matmul import ROW_MULTIPLE
 
 
 class Packing:

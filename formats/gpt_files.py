@@ -9,7 +9,8 @@ import os
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from utils import BadInput, MissingInput, read_text, write_atomically
+from formats.errors import BadInput, MissingInput
+from formats.files import is_lfs_pointer, read_text, write_atomically
 
 N_FILES = 10
 WHERE_FROM = ("get the folder `model` of OpenAI's repository finetune-transformer-lm (python download_model.py), "
@@ -52,10 +53,9 @@ def _open_params(path, expected):
     """Return the memory-mapped float32 vector in one params file of `expected` values."""
     if not os.path.isfile(path):
         raise MissingInput(f"{path}: not found; expected {expected:,} values; {WHERE_FROM}")
-    with open(path, "rb") as f:
-        if f.read(8) == b"version ":
-            raise BadInput(f"{path}: is a Git LFS pointer of {os.path.getsize(path)} bytes instead of "
-                           f"{expected:,} float32 values; {WHERE_FROM}")
+    if is_lfs_pointer(path):
+        raise BadInput(f"{path}: is a Git LFS pointer of {os.path.getsize(path)} bytes instead of "
+                       f"{expected:,} float32 values; {WHERE_FROM}")
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception:  # a damaged header can raise nearly anything, down to the tokenizer's errors of Python itself

@@ -1,0 +1,44 @@
+"""How the C library keeps the memory of a training run on a CPU."""
+
+import contextlib
+import ctypes
+import sys
+
+
+def lay_large_blocks_apart():
+    """Give every large block of this process pages of its own, where the C library is glibc.
+
+    For the first update of a training: what it leaves behind for good (gradients, moments, compiled kernels) then
+    does not lie scattered in the heap, where it would break up the space of all later updates. Measured for an
+    update of 4 x 8 stories: 0.2 GB less at the peak. That first update takes half as long again.
+    """
+    _glibc("mallopt", (-3, 1 << 20),  # M_MMAP_THRESHOLD, bytes
+           (-4, 1 << 16))             # M_MMAP_MAX, blocks: glibc's default
+
+
+def keep_freed_memory():
+    """Let this process reuse the memory that its tensors free, where the C library is glibc.
+
+    glibc gives large blocks back to the system at once and gets them anew, page by page and zeroed, in the next
+    training step. Measured on 2 cores for a step of GPT-1: 6% of the time in float32, 9% in bfloat16.
+    """
+    _glibc("mallopt", (-4, 0),  # M_MMAP_MAX: no block has pages of its own
+           (-1, -1))            # M_TRIM_THRESHOLD: the heap never shrinks
+
+
+def give_back_free_pages():
+    """Return the free pages between this process's blocks to the system, where the C library is glibc.
+
+    Before each of several towers of an update, whose blocks would else come to lie beside the holes of the last
+    tower's. Measured for updates of 4 x 8 stories: with ever new batches 0.2 GB less at the peak; with
+    batches that repeat, where it saves little, 3 to 5% more time.
+    """
+    _glibc("malloc_trim", (0,))
+
+
+def _glibc(function, *calls):
+    """Call a function of the C library with each of some tuples of integers, where it has that function."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            for arguments in calls:
+                getattr(ctypes.CDLL(None), function)(*arguments)

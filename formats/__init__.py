@@ -1,0 +1,1 @@
+"""The files that models live in: readers and writers that trust nothing, and the errors that say what is wrong."""

@@ -1,0 +1,1 @@
+"""What the training scripts share: options, the loop, fine-tuning, pre-training, several processes."""
