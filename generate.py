@@ -15,18 +15,21 @@ import sys
 import torch
 from tqdm import tqdm
 
+import fast.gpt
+import fast.t5
+import t5_decoding
+from fast.known import knows
 from fast.matmul import linear
-from formats.errors import BadInput, MissingInput
+from formats.errors import BadInput, MissingInput, warn
 from formats.gpt_files import read_pretrained
-from loss import linear_cross_entropy
-from model_pytorch import ACT_FNS, Cache, LMModel, dotdict, load_openai_pretrained_model
-from t5_decoding import beam_search, sample
-from t5_decoding import generate as generate_t5
+from loss import word_loss
+from model_pytorch import ACT_FNS, LMModel, dotdict, load_openai_pretrained_model
+from t5_decoding import evaluation_mode, sample
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config
 from text_utils import SentencePieceEncoder, TextEncoder
-from training import loop
+from training import loop, options
 from training.corpus import perplexity_of
-from utils import OneLineParser, require_ranges, run_script, select_device, warn
+from utils import OneLineParser, require_ranges, run_script, select_device
 
 
 def parse_args(argv):
@@ -47,8 +50,9 @@ def parse_args(argv):
     p.add_argument("--n_head", type=int, default=12, help="attention heads, which GPT's files do not tell")
     p.add_argument("--afn", choices=tuple(ACT_FNS), default="gelu", help="GPT's activation function")
     p.add_argument("--size", choices=tuple(T5_CONFIGS), help="T5's size (default: what config.json in model_dir says)")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
-    p.add_argument("--precision", choices=loop.PRECISIONS, default="fp32", help="bf16: matrix products in bfloat16")
+    options.add_device_option(p)
+    p.add_argument("--precision", choices=options.PRECISIONS, default="fp32", help="bf16: matrix products in bfloat16")
+    options.add_plain_option(p)
     return p.parse_args(argv)
 
 
@@ -71,9 +75,7 @@ def load_gpt(model_dir, n_head, afn, device):
     Raises:
         MissingInput, BadInput: see load_openai_pretrained_model; or vocabulary and weights do not belong together.
     """
-    weights = read_pretrained(model_dir)
-    (n_ctx, n_embd), n_vocab = weights["positions"].shape, len(weights["tokens"])
-    n_layer = sum(name.endswith("ln_1.g") for name in weights)
+    _, n_ctx, n_vocab, n_embd, n_layer = read_pretrained(model_dir)
     if n_embd % n_head:
         raise BadInput(f"--n_head is {n_head}, which does not divide the width {n_embd} of the weights in {model_dir}")
     encoder = TextEncoder(os.path.join(model_dir, "encoder_bpe_40000.json"), os.path.join(model_dir, "vocab_40000.bpe"))
@@ -92,56 +94,57 @@ def with_positions(ids, first, n_vocab):
     return torch.stack([ids, positions.expand_as(ids)], -1)
 
 
-@torch.inference_mode()
 def generate_gpt(model, ids, n_tokens, temperature=0.0, top_k=0, top_p=1.0, generator=None, cached=True):
-    """Continue each row of ids by n_tokens.
+    """Continue each row of ids by n_tokens. Nothing is dropped, whatever the model's mode.
 
     Args:
-        model: an LMModel in eval mode. ids: int64 [b, t], t at least 1.
+        model: an LMModel. ids: int64 [b, t], t at least 1.
         temperature, top_k, top_p, generator: see t5_decoding.sample.
-        cached: False recomputes the past at every token: the plain path, for comparison.
+        cached: False runs the plain text over the whole past at every token.
     Returns:
         int64 [b, n_tokens], the new tokens. They are never position rows.
     """
+    cached = cached and knows(model)
     n_ctx = model.transformer.n_ctx
     n_vocab = model.transformer.n_vocab - n_ctx
-    words = model.transformer.embed.weight[:n_vocab]
-    if torch.is_autocast_enabled(ids.device.type):
-        words = words.to(torch.get_autocast_dtype(ids.device.type))  # once, not for every token
-    start, cache, noticed = max(ids.size(1) - n_ctx, 0), Cache(n_ctx), False
-    start = ids.size(1) - n_ctx // 2 if start else 0
-    for _ in range(n_tokens):
-        if ids.size(1) - start > n_ctx:      # the window is full: go on from its second half
-            start, cache = ids.size(1) - n_ctx // 2, Cache(n_ctx)
-        if start and not noticed:
-            warn(f"the text is longer than the context of {n_ctx} tokens; it is continued from its last {n_ctx // 2}")
-            noticed = True
-        if cached:
-            new = ids[:, start + cache.length:]
-            h = model.transformer(with_positions(new, cache.length, n_vocab), cache=cache)
-        else:
-            h = model.transformer(with_positions(ids[:, start:], 0, n_vocab))
-        logits = linear(h[:, -1], words)     # [b, d] x [d, n_vocab] -> [b, n_vocab]
-        token = sample(logits.float(), temperature, top_k, top_p, generator)
-        ids = torch.cat([ids, token[:, None]], 1)
-    return ids[:, -n_tokens:]
+    start = ids.size(1) - n_ctx // 2 if ids.size(1) > n_ctx else 0
+    if ids.size(1) + n_tokens - 1 > n_ctx:
+        warn(f"the text is longer than the context of {n_ctx} tokens; it is continued from its last {n_ctx // 2}")
+    with evaluation_mode(model):
+        words = model.transformer.embed.weight[:n_vocab]
+        if torch.is_autocast_enabled(ids.device.type):
+            words = words.to(torch.get_autocast_dtype(ids.device.type))  # once, not for every token
+        cache = None
+        for _ in range(n_tokens):
+            if ids.size(1) - start > n_ctx:      # the window is full: go on from its second half
+                start, cache = ids.size(1) - n_ctx // 2, None
+            if cached:
+                cache = cache or fast.gpt.empty_cache(model.transformer, n_ctx)
+                read = cache[0].length
+                h, _ = fast.gpt.hidden_states(model.transformer, with_positions(ids[:, start + read:], read, n_vocab),
+                                              cache=cache)
+                logits = linear(h[:, -1], words)     # [b, d] x [d, n_vocab] -> [b, n_vocab]
+            else:
+                h = model.transformer(with_positions(ids[:, start:], 0, n_vocab))
+                logits = model.lm_head(h[:, -1:])[:, 0, :n_vocab]
+            token = sample(logits.float(), temperature, top_k, top_p, generator)
+            ids = torch.cat([ids, token[:, None]], 1)
+    return ids[:, -n_tokens:].clone()  # outside of inference mode: a tensor that a loss accepts
 
 
-@torch.inference_mode()
-def perplexity(model, ids):
+@torch.no_grad()
+def perplexity(model, ids, plain=False):
     """Return exp of the mean loss of ids[1:], read in windows of n_ctx tokens that overlap by one.
 
     Args:
-        model: an LMModel in eval mode. ids: list of at least 2 ids.
+        model: an LMModel in eval mode. ids: list of at least 2 ids. plain: without fast.gpt.
     """
     n_ctx = model.transformer.n_ctx
     n_vocab = model.transformer.n_vocab - n_ctx
-    words = model.transformer.embed.weight[:n_vocab]
-    device, total = words.device, 0.0
+    device, total = model.transformer.embed.weight.device, 0.0
     for start in tqdm(range(0, len(ids) - 1, n_ctx - 1), unit="window", leave=False, ncols=80):
-        window = torch.tensor([ids[start:start + n_ctx]], device=device)                    # [1, t]
-        h = model.transformer(with_positions(window, 0, n_vocab))[0, :-1]                   # [t - 1, d]
-        total += linear_cross_entropy(h, words, window[0, 1:], torch.ones(len(h), device=device)).item()
+        x = with_positions(torch.tensor([ids[start:start + n_ctx]], device=device), 0, n_vocab)     # [1, t, 2]
+        total += (word_loss(model(x), x, n_vocab) if plain else fast.gpt.lm_word_loss(model, x)).item()
     return perplexity_of(total / (len(ids) - 1))
 
 
@@ -158,7 +161,7 @@ def print_perplexity(args, model, encoder):
     if len(ids) < 2:
         raise BadInput(f"{args.perplexity}: has {len(ids)} tokens, at least 2 are needed")
     with loop.autocast(model.transformer.embed.weight.device, args.precision):
-        print(f"{len(ids)} tokens, perplexity {perplexity(model, ids):.2f} per token")
+        print(f"{len(ids)} tokens, perplexity {perplexity(model, ids, args.plain):.2f} per token")
 
 
 def prompts(args):
@@ -184,7 +187,8 @@ def continue_prompt(args, model, encoder, prompt, generator):
         raise BadInput("the prompt is empty: GPT needs at least one word to start from")
     device = model.transformer.embed.weight.device
     rows = torch.tensor([ids] * args.n_samples, device=device)
-    new = generate_gpt(model, rows, args.n_tokens, args.temperature, args.top_k, args.top_p, generator)
+    new = generate_gpt(model, rows, args.n_tokens, args.temperature, args.top_k, args.top_p, generator,
+                       cached=not args.plain)
     return [encoder.decode([*ids, *row]) for row in new.tolist()]
 
 
@@ -192,10 +196,12 @@ def answer_prompt(args, model, encoder, prompt, generator):
     """Return the list of texts that T5 makes of one prompt."""
     device = model.logits_weight().device
     src = torch.tensor([[*encoder.encode([prompt], verbose=False)[0], EOS]] * args.n_samples, device=device)
+    decoding = t5_decoding if args.plain else fast.t5
     if args.beams > 1:
-        rows = beam_search(model, src, src != PAD, args.n_tokens, args.beams, args.alpha)
+        rows = decoding.beam_search(model, src, src != PAD, args.n_tokens, args.beams, args.alpha)
     else:
-        rows = generate_t5(model, src, src != PAD, args.n_tokens, args.temperature, args.top_k, args.top_p, generator)
+        rows = decoding.generate(model, src, src != PAD, args.n_tokens, args.temperature, args.top_k, args.top_p,
+                                 generator)
     return [encoder.decode([i for i in row if i not in (PAD, EOS)]) for row in rows.tolist()]
 
 

@@ -1,197 +1,104 @@
-"""Cross entropy of a linear layer's output, without memory for all of its logits.
+"""The losses of both papers, as they write them, from logits.
 
-A language model's loss needs logits [tokens, vocabulary] only to add them up. linear_cross_entropy
-visits a thousand words of the vocabulary at a time, while they are in the cache, and takes the
-gradients on the way; what it has to keep until then lies, where it fits, in the memory of the weight's
-gradient. The plain path it equals is plain_linear_cross_entropy.
+GPT-1: L1 is the language-model loss, L2 the task's, and fine-tuning minimises L3 = L2 + lambda L1
+(paper sections 3.1 and 3.2; TF function `model`). T5: cross entropy with a squared log normaliser
+(TF `mtf.layers.softmax_cross_entropy_with_logits`). fast/cross_entropy.py has the same without the
+memory for all logits.
+
+Letters in the shape comments: b sequences or examples, c choices of an example, t positions, v rows
+of the vocabulary.
 """
 
 import torch
 import torch.nn.functional as F
 
-from fast.matmul import ROW_MULTIPLE, matmul
-
-# N tokens (n of one part), V rows of the vocabulary (v of one piece), D width of the hidden states
-
-# How many logits exist at once, by the bytes of each: more tokens make faster products, and take more memory.
-# Those that fit in the memory of the gradient take none, and are not counted.
-LOGITS_AT_ONCE = {8: 9 << 20, 4: 18 << 20, 2: 36 << 20}
-
-# Rows of the vocabulary visited at a time on a CPU. A GPU takes all.
-CPU_ROWS = 1024
-
-
-def plain_linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0, keep=None, p=0.0):
-    """The definition: sum over tokens of scale * (cross entropy + z_loss * logsumexp(logits)^2).
-
-    Args and return value as linear_cross_entropy.
-    """
-    if keep is not None:
-        weight = weight * keep / (1 - p)
-    logits = (hidden @ weight.T).float()  # [N, D] x [D, V] -> [N, V]
-    losses = F.cross_entropy(logits, targets, reduction="none")
-    if z_loss:
-        losses = losses + z_loss * logits.logsumexp(-1).square()
-    return (scale * losses).sum()
-
-
-def linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0, keep=None, p=0.0):
-    """Return sum over tokens of scale * (cross entropy + z_loss * logsumexp(logits)^2), a scalar.
-
-    logits = hidden @ weight.T, with dropout of the weight where `keep` is given. Differentiable in
-    hidden and weight. Under autocast the matrix products run in its dtype, everything else in float32.
-
-    Args:
-        hidden: [N, D].
-        weight: [V, D].
-        targets: int64 [N], rows of weight.
-        scale: float32 [N], the weight of each token's loss.
-        z_loss: coefficient of the squared log normaliser (T5: 1e-4 in training).
-        keep, p: uint8 [V, D] and a probability: weight * keep / (1 - p) takes the place of weight. The
-            product is never written out, which saves a matrix as large as the weight.
-    """
-    wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _LinearCrossEntropy.apply(hidden, weight, targets, scale, z_loss, keep, p, wants_grad)
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, scale, z_loss, keep, p, wants_grad):
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        pieces = _slices(len(weight), CPU_ROWS if device == "cpu" else len(weight))
-        # One buffer for all: a new tensor for each piece would leave holes between the logits that are kept.
-        buffer = None if keep is None else weight.new_empty(weight[pieces[0]].shape, dtype=dtype)
-
-        def rows(piece):
-            if keep is None:
-                return weight[piece].to(dtype)                  # [v, D]
-            return torch.mul(weight[piece].to(dtype), keep[piece], out=buffer[:piece.stop - piece.start])
-
-        with torch.autocast(device, enabled=False):
-            n_tokens, padding = len(hidden), -len(hidden) % ROW_MULTIPLE
-            h = F.pad(hidden, (0, 0, 0, padding)).to(torch.promote_types(dtype, torch.float32)) / (1 - p)
-            targets, scale = F.pad(targets, (0, padding)), F.pad(scale, (0, padding))[:, None]
-            total = scale.new_zeros(())
-            d_hidden, d_weight = (torch.zeros_like(h), weight.new_empty(weight.shape)) if wants_grad else (None, None)
-            # How many tokens' exponentials fit in the gradient's memory, which nobody else needs until it is filled.
-            fitting = weight.size(1) * weight.itemsize // dtype.itemsize if wants_grad and device == "cpu" else 0
-            parts = 1 if len(h) <= fitting else -(-len(h) * len(weight) // LOGITS_AT_ONCE[dtype.itemsize])
-            for part in _slices(len(h), -(-len(h) // parts // ROW_MULTIPLE) * ROW_MULTIPLE):
-                h_part, target, weigh = h[part], targets[part], scale[part]
-                exps = None
-                if wants_grad:
-                    inside = part.start == 0 and len(h_part) <= fitting
-                    exps = [_room(len(h_part), d_weight[piece], dtype, inside) for piece in pieces]
-                loss, factors = _loss_of_part(h_part.to(dtype), rows, pieces, target, weigh, z_loss, exps)
-                total += loss
-                if not wants_grad:
-                    continue
-                for piece, factor in zip(pieces, factors.split(1, 1), strict=True):
-                    exp = exps.pop(0)
-                    d_hidden[part].addcmul_(matmul(exp, rows(piece)), factor)       # [n, v] x [v, D] -> [n, D]
-                    d_rows = matmul(exp.t(), (h_part * factor).to(dtype))           # [v, n] x [n, D] -> [v, D]
-                    d_rows = d_rows if keep is None else d_rows.mul_(keep[piece])
-                    d_weight[piece].add_(d_rows) if part.start else d_weight[piece].copy_(d_rows)
-                kept = 1 if keep is None else keep[target]
-                d_hidden[part].addcmul_(weight[target] * kept, -weigh)
-                d_weight.index_add_(0, target, h_part * -weigh * kept)
-            if wants_grad:
-                d_hidden = d_hidden[:n_tokens].div_(1 - p).to(hidden.dtype)
-                if n_tokens == 0:
-                    d_weight.zero_()
-        ctx.save_for_backward(d_hidden, d_weight)
-        return total
-
-    @staticmethod
-    def backward(ctx, d_total):
-        d_hidden, d_weight = ctx.saved_tensors
-        # The gradients are this call's own tensors: scaling them in place saves a copy of [V, D].
-        if d_total.device.type != "cpu" or d_total != 1:
-            d_hidden.mul_(d_total)
-            d_weight.mul_(d_total)
-        return d_hidden, d_weight, None, None, None, None, None, None
-
-
-def _slices(length, step):
-    return [slice(start, min(start + step, length)) for start in range(0, length, step or 1)]
-
-
-def _room(n, d_rows, dtype, inside):
-    """Return a tensor [n, v] for v = len(d_rows), with memory of its own or inside of d_rows [v, D]."""
-    size = n * len(d_rows)
-    memory = d_rows.view(-1).view(dtype)[:size] if inside else d_rows.new_empty(size, dtype=dtype)
-    return memory.view(n, len(d_rows))
-
-
-def _loss_of_part(h, rows, pieces, targets, scale, z_loss, exps):
-    """Return the loss of a few tokens, and factors of their gradient.
-
-    Args:
-        h: [n, D]; pieces: slices of the vocabulary; rows: function from one of them to [v, D];
-        targets: int64 [n]; scale: [n, 1]; z_loss: see linear_cross_entropy;
-        exps: tensors [n, v] to be filled, one for each piece, or None.
-    Returns:
-        the loss; factors [n, pieces]: the gradient of a piece's logits is factor * exp, less `scale` at the target.
-    """
-    tops, sums, at_target = [], [], 0
-    for i, piece in enumerate(pieces):
-        logits = matmul(h, rows(piece).t())                         # [n, D] x [D, v] -> [n, v]
-        exp = logits.to(torch.promote_types(h.dtype, torch.float32))
-        column = targets[:, None] - piece.start
-        inside = (column >= 0) & (column < exp.size(1))
-        at_target += torch.where(inside, exp.gather(1, column.clamp(0, exp.size(1) - 1)), 0.0)
-        tops.append(exp.amax(-1, keepdim=True))
-        at_once = exps is not None and exps[i].dtype == exp.dtype
-        exp = torch.exp(exp.sub_(tops[-1]), out=exps[i] if at_once else exp)
-        sums.append(exp.sum(-1, keepdim=True))
-        if exps is not None and not at_once:
-            exps[i].copy_(exp)
-    tops = torch.cat(tops, 1)                                       # [n, pieces]
-    log_z = (tops + torch.cat(sums, 1).log()).logsumexp(-1, keepdim=True)
-    # d loss / d logits = scale * ((1 + 2 z_loss log_z) softmax(logits) - one_hot(target))
-    factors = scale * (1 + 2 * z_loss * log_z) * (tops - log_z).exp()
-    return ((log_z - at_target + z_loss * log_z.square()) * scale).sum(), factors
-
-
-def lm_token_scale(m):
-    """Return the weight of each position's token in mean(lm_losses) (TF function `model`).
-
-    A sequence's loss is sum(masked token losses) / sum(mask[1:]), and the batch's their mean.
-
-    Args:
-        m: float [b, t], the mask; position 0 is predicted by nothing.
-    Returns:
-        float32 [b, t], position 0 always 0.
-    """
-    scale = m.float() / (m[:, 1:].float().sum(1, keepdim=True) * len(m))
-    return torch.cat([torch.zeros_like(scale[:, :1]), scale[:, 1:]], 1)
-
 
 def lm_losses(lm_logits, x, m):
-    """Language-model loss of each sequence, the plain way.
+    """L1: the language-model loss of each sequence.
 
     Args:
-        lm_logits: [b * (t - 1), v]; x: int [b, t, 2]; m: float [b, t].
+        lm_logits: [b * (t - 1), v]; x: int [b, t, 2]; m: [b, t], 1 at tokens to learn from, 0 at padding.
     Returns:
-        [b], sum(masked token losses) / sum(mask[1:]).
+        [b], sum(masked token losses) / sum(mask[1:]) in nats; 0 where the mask is all zeros.
     """
     b, t = m.shape
-    losses = F.cross_entropy(lm_logits.float(), x[:, 1:, 0].reshape(-1).long(), reduction="none")
-    losses = losses.view(b, t - 1) * m[:, 1:]
-    return losses.sum(1) / m[:, 1:].sum(1)
+    losses = F.cross_entropy(lm_logits.float(), x[:, 1:, 0].flatten().long(), reduction="none")
+    m = m[:, 1:].to(losses.dtype)
+    return (losses.view(b, t - 1) * m).sum(1) / m.sum(1).clamp(min=torch.finfo(m.dtype).tiny)
+
+
+def word_loss(lm_logits, x, n_words):
+    """The sum of the cross entropies of tokens 1 .. t-1 among the words alone: a position is no word.
+
+    Args:
+        lm_logits: [b, t, v] of an LMModel; x: int [b, t, 2]; n_words: rows of `we` before the positions.
+    Returns:
+        a scalar, in nats.
+    """
+    return F.cross_entropy(lm_logits[:, :-1, :n_words].flatten(0, 1).float(), x[:, 1:, 0].flatten().long(),
+                           reduction="sum")
+
+
+def task_losses(logits, y):
+    """L2: the task's loss of each example.
+
+    Args:
+        logits: [b, n], of n choices or classes; [b, 1], one score for yes (similarity).
+        y: int [b], the right choice or class; or float [b, n], a distribution over them. For [b, 1]: [b], how
+            true it is, 0 to 1.
+    Returns:
+        [b], cross entropy in nats.
+    """
+    if logits.size(1) == 1:
+        return F.binary_cross_entropy_with_logits(logits[:, 0].float(), y.float().view(-1), reduction="none")
+    return F.cross_entropy(logits.float(), y.float() if y.dim() == 2 else y.long(), reduction="none")
 
 
 def double_head_loss(lm_logits, clf_logits, x, m, y, lm_coef):
-    """The fine-tuning loss from the two heads' logits, the plain way.
+    """L3: the fine-tuning loss from the two heads' logits, mean(task_losses) + lm_coef * mean(lm_losses).
 
     Args:
-        lm_logits: [b * c * (t - 1), v]; clf_logits: [b, c]; x: int [b, c, t, 2]; m: float [b, c, t];
-        y: int [b]; lm_coef: weight of the language-model term.
+        lm_logits: [b * c * (t - 1), v]; clf_logits: [b, n]; x: int [b, c, t, 2] (or [b, t, 2]); m: [b, c, t] (or
+            [b, t]); y: see task_losses; lm_coef: weight of the language-model term; 0 drops it.
     Returns:
         train_loss (scalar), clf_losses [b], lm_losses [b * c].
     """
-    clf = F.cross_entropy(clf_logits.float(), y.long(), reduction="none")
-    lm = lm_losses(lm_logits, x.flatten(0, 1), m.flatten(0, 1))
+    clf = task_losses(clf_logits, y)
+    lm = lm_losses(lm_logits, x.flatten(0, -3), m.flatten(0, -2))
     loss = clf.mean()
     return (loss + lm_coef * lm.mean() if lm_coef else loss), clf, lm
+
+
+def token_losses(logits, targets, z_loss=0.0):
+    """T5's loss of each token: cross entropy + z_loss * log(Z)^2, log Z the logsumexp of the logits.
+
+    Args:
+        logits: [..., v]; targets: int [...]; z_loss: 1e-4 in the original's training, 0 in evaluation.
+    Returns:
+        float32 [...], in nats. Padding is not left out.
+    """
+    logits = logits.float()
+    losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten().long(), reduction="none").view(targets.shape)
+    return losses + z_loss * logits.logsumexp(-1).square() if z_loss else losses
+
+
+def t5_loss(logits, targets, z_loss=0.0):
+    """The original's training loss: token_losses of real tokens, over the number of all positions.
+
+    Args:
+        logits: [b, t, v]; targets: int [b, t], padded with 0; z_loss: see token_losses.
+    Returns:
+        a scalar, in nats.
+    """
+    return (token_losses(logits, targets, z_loss) * (targets != 0)).sum() / targets.numel()
+
+
+def target_log_probs(logits, targets):
+    """The log-probability of each target sequence: minus the sum of its real tokens' losses.
+
+    Args:
+        logits: [b, t, v]; targets: int [b, t], padded with 0.
+    Returns:
+        float32 [b].
+    """
+    return -(token_losses(logits, targets) * (targets != 0)).sum(-1)

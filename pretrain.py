@@ -15,22 +15,22 @@ the training starts from another model folder and keeps its vocabulary. (Radford
 import json
 import os
 import sys
-import zlib
 from collections import Counter
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+import fast.gpt
 import opt
-from formats.errors import BadInput
-from formats.files import load_tensors, write_atomically
+from formats.errors import BadInput, warn
+from formats.files import write_atomically
 from formats.gpt_files import read_pretrained
-from loss import linear_cross_entropy
-from model_pytorch import ACT_FNS, LMModel, export_openai_model, load_openai_pretrained_model
+from loss import word_loss
+from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
 from text_utils import TextEncoder, english_tokenizer, read_encoder, split_words
-from training import corpus, distributed, loop
-from utils import OneLineParser, require_ranges, run_script, warn
+from training import corpus, distributed, loop, options, pretraining
+from utils import OneLineParser, require_ranges, run_script
 
 VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")  # OpenAI's names, whatever the number of merges
 UNKNOWN, NEWLINE = "<unk>", "\n</w>"
@@ -39,34 +39,16 @@ UNKNOWN, NEWLINE = "<unk>", "\n</w>"
 def parse_args(argv):
     """Return the options; see --help."""
     p = OneLineParser(prog="pretrain.py", description="Pre-train GPT-1 on plain text. The defaults are the paper's.")
-    loop.add_options(p, n_iter=100, n_batch=64, n_gpu=1)
-    data = p.add_argument_group("data")
-    data.add_argument("--text", nargs="+", required=True, metavar="FILE", help="plain text files in UTF-8")
-    data.add_argument("--held_out", type=float, default=0.01, help="share of the text, its end, for evaluation")
+    options.add_run_options(p, n_iter=100, n_batch=64, n_gpu=1)
+    data, model = pretraining.add_corpus_options(p, "its vocabulary is kept")
     data.add_argument("--n_merges", type=int, default=40000, help="byte-pair merges to learn")
     data.add_argument("--n_chars", type=int, default=238, help="characters in the vocabulary, the most frequent ones")
-    model = p.add_argument_group("the model")
-    model.add_argument("--model_dir", required=True, help="folder to write the model to")
-    model.add_argument("--init_dir", help="folder of a model to start from; its vocabulary is kept")
     model.add_argument("--n_ctx", type=int, default=512, help="tokens of a sequence, and positions of a new model")
-    model.add_argument("--n_embd", type=int, default=768, help="width of the hidden states")
-    model.add_argument("--n_head", type=int, default=12, help="attention heads")
-    model.add_argument("--n_layer", type=int, default=12, help="blocks")
-    model.add_argument("--afn", choices=tuple(ACT_FNS), default="gelu", help="activation function")
+    options.add_gpt_size_options(model)
     model.add_argument("--init_std", type=float, default=0.02,
                        help="standard deviation of the initial weights; a narrow model learns sooner from e.g. 0.06")
-    for part, where in (("embd", "entries of the embedding matrix"), ("attn", "attention weights"),
-                        ("resid", "outputs of attention and MLP")):
-        model.add_argument(f"--{part}_pdrop", type=float, default=0.1, help=f"dropout probability of {where}")
-    o = p.add_argument_group("the optimizer")
-    o.add_argument("--lr", type=float, default=2.5e-4, help="peak learning rate")
-    o.add_argument("--lr_schedule", choices=tuple(opt.SCHEDULES), default="warmup_cosine", help="course of the rate")
+    o = options.add_adam_options(p, lr=2.5e-4, lr_schedule="warmup_cosine")
     o.add_argument("--n_warmup", type=int, default=2000, help="updates spent warming up")
-    o.add_argument("--max_grad_norm", type=float, default=1.0, help="limit of the global gradient norm; 0: none")
-    o.add_argument("--l2", type=float, default=0.01, help="weight decay of all but biases and gains")
-    o.add_argument("--b1", type=float, default=0.9, help="Adam's decay rate of the mean")
-    o.add_argument("--b2", type=float, default=0.999, help="Adam's decay rate of the square")
-    o.add_argument("--e", type=float, default=1e-8, help="Adam's epsilon")
     return p.parse_args(argv)
 
 
@@ -78,36 +60,25 @@ def check_args(args, world):
     Raises:
         BadInput, MissingInput: naming the option, its value and the allowed values.
     """
-    below_one = 1 - 1e-9
-    require_ranges(args, loop.RANGES | {
-        "held_out": (1e-9, 0.5), "n_merges": (1, None), "n_chars": (1, None), "n_ctx": (2, None), "n_embd": (1, None),
-        "n_head": (1, None), "n_layer": (1, None), "embd_pdrop": (0, below_one), "attn_pdrop": (0, below_one),
-        "resid_pdrop": (0, below_one), "lr": (0, None), "n_warmup": (0, None), "l2": (0, None), "b1": (0, below_one),
-        "b2": (0, below_one), "e": (0, None), "init_std": (1e-9, 1)})
-    loop.check_options(args, world)
-    if args.n_embd % args.n_head:
-        raise BadInput(f"--n_head is {args.n_head}, which does not divide --n_embd {args.n_embd}")
-    corpus.require_files(args.text)
-    continues = args.resume and os.path.isfile(loop.paths(args)["checkpoint"])
-    taken = [name for name in (*VOCABULARY, "params_shapes.json") if os.path.exists(os.path.join(args.model_dir, name))]
-    if taken and not continues:
-        raise BadInput(f"--model_dir {args.model_dir} holds a model already ({taken[0]}), which would be lost; "
-                       "give another folder, or delete that one")
+    require_ranges(args, options.RUN_RANGES | options.GPT_SIZE_RANGES | options.ADAM_RANGES | pretraining.CORPUS_RANGES
+                   | {"n_merges": (1, None), "n_chars": (1, None), "n_ctx": (2, None), "n_warmup": (0, None),
+                      "init_std": (1e-9, 1)})
+    options.check_run_options(args, world)
+    options.check_gpt_sizes(args)
+    pretraining.check_corpus_options(args, (*VOCABULARY, "params_shapes.json"))
     if args.init_dir is None:
         return args.n_ctx
-    weights = read_pretrained(args.init_dir)
-    (n_positions, n_embd), n_vocab = weights["positions"].shape, len(weights["tokens"])
-    n_layer = sum(name.endswith("ln_1.g") for name in weights)
-    if (args.n_embd, args.n_layer) != (n_embd, n_layer):
+    released = read_pretrained(args.init_dir)
+    if (args.n_embd, args.n_layer) != (released.n_embd, released.n_layer):
         raise BadInput(f"--n_embd {args.n_embd} --n_layer {args.n_layer} do not fit the model in {args.init_dir}: "
-                       f"give --n_embd {n_embd} --n_layer {n_layer}")
-    if args.n_ctx > n_positions:
-        raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {n_positions}, the positions in {args.init_dir}")
+                       f"give --n_embd {released.n_embd} --n_layer {released.n_layer}")
+    if args.n_ctx > released.n_ctx:
+        raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {released.n_ctx}, the positions in {args.init_dir}")
     n_pieces = len(read_encoder(os.path.join(args.init_dir, VOCABULARY[0])))
-    if n_pieces != n_vocab:
-        raise BadInput(f"{args.init_dir}: the vocabulary has {n_pieces} pieces, but the weights have {n_vocab} tokens; "
-                       "the two do not belong together")
-    return n_positions
+    if n_pieces != released.n_vocab:
+        raise BadInput(f"{args.init_dir}: the vocabulary has {n_pieces} pieces, but the weights have "
+                       f"{released.n_vocab} tokens; the two do not belong together")
+    return released.n_ctx
 
 
 def read_words(paths, verbose=True):
@@ -223,7 +194,7 @@ def main(argv=None):
     n_positions = check_args(args, world)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    folder = os.path.dirname(loop.paths(args)["checkpoint"])
+    folder = pretraining.vocabulary_folder(args)
     encoder, train, held_out = load_data(args, folder)
     n_vocab = len(encoder.encoder)
     n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
@@ -248,51 +219,37 @@ def main(argv=None):
     optimizer = opt.OpenAIAdam(model.parameters(), lr=args.lr, schedule=args.lr_schedule,
                                warmup=args.n_warmup / n_updates_total, t_total=n_updates_total, b1=args.b1, b2=args.b2,
                                e=args.e, l2=args.l2, max_grad_norm=args.max_grad_norm)
-    if args.compile:
-        for block in model.transformer.h:
-            block.compile()
+    loop.compile_blocks(args, model.transformer.h, dynamic=False)
     positions = torch.arange(args.n_ctx) + n_vocab
 
     def inputs(ids):
         tokens = torch.from_numpy(ids).long()
         return torch.stack([tokens, positions.expand_as(tokens)], -1).to(world.device)  # [b, t] -> [b, t, 2]
 
-    def cost(sequences):
-        total = torch.zeros((), device=world.device)
-        for start in range(world.rank * args.n_batch, len(sequences), world.size * args.n_batch):
-            x = inputs(sequences[start:start + args.n_batch])
-            with loop.autocast(world.device, args.precision):
-                total += token_losses(model, x, n_vocab)
-        return world.sum(total).item() / (len(sequences) * (args.n_ctx - 1))
+    def tower_loss(rows):
+        x = inputs(train[rows])
+        return model.loss(x) if args.plain else fast.gpt.lm_loss(model, x)
 
-    def evaluate():
-        tr_cost, va_cost = cost(train[:len(held_out)]), cost(held_out)
-        return dict(tr_cost=tr_cost, va_cost=va_cost, tr_ppl=corpus.perplexity_of(tr_cost),
-                    va_ppl=corpus.perplexity_of(va_cost), unigram_ppl=unigram), -va_cost
+    def cost(part):
+        sequences = train[:len(held_out)] if part == "tr" else held_out
+        return pretraining.mean_cost([sequences], lambda ids: sum_of_losses(args, model, inputs(ids), n_vocab),
+                                     len(sequences) * (args.n_ctx - 1), args, world)
 
-    fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train.tobytes()))
-    loop.train(args, model, optimizer, loop.SeededOrders(args.seed, args.n_iter, len(train)),
-                   lambda rows: model.loss(inputs(train[rows])), evaluate, world, fingerprint)
-
-    world.wait()  # the first process has written the best parameters
-    model.load_state_dict(load_tensors(loop.paths(args)["best"], map_location=world.device))
+    pretraining.train(args, model, optimizer, train, held_out, tower_loss, pretraining.make_evaluation(cost, unigram),
+                      world)
     if world.is_first:
         copy_vocabulary(folder, args.model_dir)
         export_openai_model(model, args.model_dir)
-        print(f"wrote {args.model_dir}; fine-tune it with: python train.py --desc NAME --data_dir DATA --submit "
-              f"--analysis --model_dir {args.model_dir} --n_embd {args.n_embd} --n_head {args.n_head} "
-              f"--n_layer {args.n_layer} --n_transfer {args.n_layer} --n_ctx {n_positions} --afn {args.afn}")
+        pretraining.print_ending(args, "train.py", f" --n_embd {args.n_embd} --n_head {args.n_head} --n_layer "
+                                 f"{args.n_layer} --n_transfer {args.n_layer} --n_ctx {n_positions} --afn {args.afn}")
 
 
-def token_losses(model, x, n_vocab):
-    """Return the sum of the cross entropies of tokens 1 .. t-1 of x int [b, t, 2], in nats, a scalar.
+def sum_of_losses(args, model, x, n_vocab):
+    """The sum of the cross entropies of tokens 1 .. t-1 of x int [b, t, 2], in nats, a scalar.
 
     Unlike LMModel.loss it predicts among the n_vocab tokens alone: a position is no word, and has probability 0.
     """
-    h = model.transformer(x)[:, :-1].flatten(0, 1)              # [b, t, d] -> [b(t-1), d]
-    targets = x[:, 1:, 0].flatten()                             # [b(t-1)]
-    return linear_cross_entropy(h, model.transformer.embed.weight[:n_vocab], targets,
-                                torch.ones(targets.shape, device=h.device))
+    return word_loss(model(x), x, n_vocab) if args.plain else fast.gpt.lm_word_loss(model, x)
 
 
 if __name__ == "__main__":

@@ -16,31 +16,20 @@ import io
 import os
 import re
 import sys
-import zlib
 
 import numpy as np
 import sentencepiece
 import torch
 from tqdm import tqdm
 
+import fast.t5
+import loss
 import opt
 from formats.errors import BadInput
-from formats.files import load_tensors, write_atomically
-from loss import linear_cross_entropy
-from t5_pytorch import (
-    EOS,
-    FEED_FORWARD_KINDS,
-    SIZE_OPTIONS,
-    T5,
-    T5_CONFIGS,
-    export_t5_model,
-    load_t5_pretrained_model,
-    own_size,
-    read_t5_config,
-    shift_right,
-)
+from formats.files import write_atomically
+from t5_pytorch import EOS, T5, T5_CONFIGS, export_t5_model, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import N_SENTINELS, SentencePieceEncoder
-from training import corpus, distributed, loop
+from training import corpus, distributed, loop, options, pretraining
 from training.span_corruption import corrupt, random_spans_helper
 from utils import OneLineParser, require_ranges, run_script
 
@@ -51,25 +40,14 @@ Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in tr
 def parse_args(argv):
     """Return the options; see --help."""
     p = OneLineParser(prog="pretrain_t5.py", description="Pre-train T5 by span corruption on plain text.")
-    loop.add_options(p, n_iter=1, n_batch=128, n_gpu=1)
-    data = p.add_argument_group("data")
-    data.add_argument("--text", nargs="+", required=True, metavar="FILE", help="plain text files in UTF-8")
-    data.add_argument("--held_out", type=float, default=0.01, help="share of the text, its end, for evaluation")
+    options.add_run_options(p, n_iter=1, n_batch=128, n_gpu=1)
+    data, model = pretraining.add_corpus_options(p, "its sizes and its vocabulary are kept")
     data.add_argument("--n_pieces", type=int, default=32000, help="pieces of the vocabulary to learn")
     data.add_argument("--n_ctx", type=int, default=512, help="tokens of an input, sentinels and EOS included")
     data.add_argument("--noise_density", type=float, default=0.15, help="share of the tokens that are corrupted")
     data.add_argument("--mean_noise_span_length", type=float, default=3.0, help="tokens of a span, on average")
-    model = p.add_argument_group("the model")
-    model.add_argument("--model_dir", required=True, help="folder to write the model to")
-    model.add_argument("--init_dir", help="folder of a model to start from; its sizes and its vocabulary are kept")
     model.add_argument("--model", choices=tuple(T5_CONFIGS), default="small", help="sizes of a new model")
-    model.add_argument("--d_model", type=int, help="width (default: that of --model, as for the next four)")
-    model.add_argument("--d_ff", type=int, help="inner width of the feed-forward layers")
-    model.add_argument("--n_head", type=int, help="attention heads")
-    model.add_argument("--d_kv", type=int, help="size of a head")
-    model.add_argument("--n_layer", type=int, help="blocks of each stack")
-    model.add_argument("--feed_forward", choices=FEED_FORWARD_KINDS,
-                       help="feed-forward layer; with gated-gelu the logits have weights of their own")
+    options.add_t5_size_options(model, "default: that of --model")
     model.add_argument("--dropout", type=float, help="dropout probability (default: that of --model)")
     o = p.add_argument_group("the optimizer")
     o.add_argument("--n_warmup", type=int, default=10000, help="update n has the rate 1 / sqrt(max(n, n_warmup))")
@@ -84,21 +62,15 @@ def check_args(args, world):
     Raises:
         BadInput, MissingInput: naming the option, its value and the allowed values.
     """
-    sizes = [name for name in (*SIZE_OPTIONS, "feed_forward", "dropout") if getattr(args, name) is not None]
-    ranges = {name: (0, 1 - 1e-9) if name == "dropout" else (1, None) for name in sizes if name != "feed_forward"}
-    require_ranges(args, loop.RANGES | ranges | {
-        "held_out": (1e-9, 0.5), "n_pieces": (4, None), "n_ctx": (4, None), "noise_density": (1e-9, 0.5),
-        "mean_noise_span_length": (1, None), "n_warmup": (1, None)})
-    loop.check_options(args, world)
-    corpus.require_files(args.text)
+    sizes = options.given_t5_sizes(args) + ["dropout"] * (args.dropout is not None)
+    require_ranges(args, options.RUN_RANGES | pretraining.CORPUS_RANGES | options.t5_size_ranges(args)
+                   | ({} if args.dropout is None else {"dropout": options.BELOW_ONE})
+                   | {"n_pieces": (4, None), "n_ctx": (4, None), "noise_density": (1e-9, 0.5),
+                      "mean_noise_span_length": (1, None), "n_warmup": (1, None)})
+    options.check_run_options(args, world)
     if args.init_dir is not None and sizes:
         raise BadInput(f"--{sizes[0]} has no effect with --init_dir, whose config.json gives the sizes: leave it out")
-    continues = args.resume and os.path.isfile(loop.paths(args)["checkpoint"])
-    taken = [name for name in ("spiece.model", "model.safetensors")
-             if os.path.exists(os.path.join(args.model_dir, name))]
-    if taken and not continues:
-        raise BadInput(f"--model_dir {args.model_dir} holds a model already ({taken[0]}), which would be lost; "
-                       "give another folder, or delete that one")
+    pretraining.check_corpus_options(args, ("spiece.model", "model.safetensors"))
     lengths = random_spans_helper(args.n_ctx, args.noise_density, args.mean_noise_span_length)
     if args.n_ctx - 1 - lengths[0] * (1 - args.noise_density) > N_SENTINELS - 2:
         raise BadInput(f"--n_ctx {args.n_ctx} with --noise_density {args.noise_density} and --mean_noise_span_length "
@@ -122,7 +94,7 @@ def model_config(args, n_tokens):
             raise BadInput(f"{args.init_dir}: spiece.model has {n_tokens} ids with the sentinels, but the model only "
                            f"{config['enc_num_tokens']}; the two do not belong together")
         return config
-    config = own_size(T5_CONFIGS[args.model], args, n_tokens)
+    config = options.own_t5_size(T5_CONFIGS[args.model], args, n_tokens)
     return config if args.dropout is None else config | {"dropout": args.dropout}
 
 
@@ -179,15 +151,15 @@ def write_bytes(path, data):
         f.write(data)
 
 
-def token_losses(model, src, targets, z_loss=0.0):
-    """Return the sum over all target tokens of cross entropy + z_loss * logsumexp^2, a scalar.
+def mean_loss(args, model, src, targets, z_loss=0.0):
+    """The mean over all target tokens of cross entropy + z_loss * logsumexp^2, a scalar: plain or by fast.t5.
 
     Args:
         src: int [b, s]; targets: int [b, t], both without padding.
     """
-    hidden = model.hidden_states(src, shift_right(targets)).flatten(0, 1)        # [b, t, d] -> [b*t, d]
-    scale = torch.ones(len(hidden), device=src.device)
-    return linear_cross_entropy(hidden, model.logits_weight(), targets.flatten(), scale, z_loss)
+    if args.plain:
+        return loss.t5_loss(model(src, shift_right(targets)), targets, z_loss)
+    return fast.t5.training_loss(model, src, targets, z_loss, padded=False)
 
 
 def main(argv=None):
@@ -197,7 +169,7 @@ def main(argv=None):
     tokens_length, _ = check_args(args, world)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    folder = os.path.dirname(loop.paths(args)["checkpoint"])
+    folder = pretraining.vocabulary_folder(args)
     encoder, train, held_out = load_data(args, folder, tokens_length)
     n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
 
@@ -223,41 +195,27 @@ def main(argv=None):
             print(f"loaded {len(report['loaded'])} variables from {args.init_dir}")
     model.to(world.device)
     optimizer = opt.Adafactor(model.parameters(), lr=lambda step: opt.rsqrt_schedule(step, args.n_warmup))
-    if args.compile:
-        for block in (*model.encoder.block, *model.decoder.block):
-            block.compile()
+    loop.compile_blocks(args, model.encoder.block, model.decoder.block, dynamic=False)
 
     def tower_loss(rows):
         seed = torch.randint(1 << 62, ()).item()  # from the generator that loop.train seeds for this tower
         src, targets = tensors(corrupted(train[rows], np.random.default_rng(seed)))
-        return token_losses(model, src, targets, Z_LOSS) / targets.numel()
+        return mean_loss(args, model, src, targets, Z_LOSS)
 
-    def cost(inputs, targets):
-        total = torch.zeros((), device=world.device)
-        for start in range(world.rank * args.n_batch, len(inputs), world.size * args.n_batch):
-            rows = slice(start, start + args.n_batch)
-            with loop.autocast(world.device, args.precision):
-                total += token_losses(model, *tensors((inputs[rows], targets[rows])))
-        return world.sum(total).item() / targets.size
+    def cost(part):
+        return pretraining.mean_cost(parts[part], sum_of_losses, parts[part][1].size, args, world)
 
-    def evaluate():
-        tr_cost, va_cost = cost(*parts["tr"]), cost(*parts["va"])
-        return dict(tr_cost=tr_cost, va_cost=va_cost, tr_ppl=corpus.perplexity_of(tr_cost),
-                    va_ppl=corpus.perplexity_of(va_cost),
-                    unigram_ppl=unigram), -va_cost
+    def sum_of_losses(*arrays):
+        src, targets = tensors(arrays)
+        return mean_loss(args, model, src, targets) * targets.numel()
 
-    fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train.tobytes()))
-    orders = loop.SeededOrders(args.seed, args.n_iter, len(train))
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
-
-    world.wait()  # the first process has written the best parameters
-    model.load_state_dict(load_tensors(loop.paths(args)["best"], map_location=world.device))
+    pretraining.train(args, model, optimizer, train, held_out, tower_loss, pretraining.make_evaluation(cost, unigram),
+                      world)
     if world.is_first:
         with open(os.path.join(folder, "spiece.model"), "rb") as f:
             write_bytes(os.path.join(args.model_dir, "spiece.model"), f.read())
         export_t5_model(model, args.model_dir)
-        print(f"wrote {args.model_dir}; fine-tune it with: python train_t5.py --desc NAME --data_dir DATA --submit "
-              f"--analysis --model_dir {args.model_dir}")
+        pretraining.print_ending(args, "train_t5.py")
 
 
 if __name__ == "__main__":

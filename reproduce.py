@@ -31,12 +31,12 @@ import analysis
 import datasets
 import download_model
 import train
-from formats.errors import BadInput
+from formats.errors import BadInput, warn
 from formats.files import write_atomically
 from model_pytorch import DoubleHeadModel
 from text_utils import TextEncoder
 from training import distributed, finetuning, loop
-from utils import OneLineParser, Stopped, read_log, require_ranges, run_script, warn
+from utils import OneLineParser, Stopped, read_log, require_ranges, run_script
 
 N_STORIES = 1871  # in each of the two files of ROCStories
 RELEASED_SIZE = (40478, 768)  # tokens and width of OpenAI's model
@@ -262,7 +262,7 @@ def seconds_per_seed(run, n_updates=3):
         optimizer.zero_grad()
         for rows in torch.arange(len(X), device=device).split(run.n_batch):
             with loop.autocast(device, run.precision):
-                loss = model.losses(X[rows], M[rows], Y[rows], run.lm_coef)[0]
+                loss = train.training_loss(run, model, X[rows], M[rows], Y[rows])
             (loss / run.n_gpu).backward()
         optimizer.step()
 
@@ -270,7 +270,7 @@ def seconds_per_seed(run, n_updates=3):
     per_update = statistics.median(timed(update) for _ in range(n_updates))
     model.eval()
     with loop.autocast(device, run.precision):
-        per_example = min(timed(lambda: model.choice_logits(X)) for _ in range(2)) / len(X)
+        per_example = min(timed(lambda: train.task_logits(run, model, X)) for _ in range(2)) / len(X)
     evaluated = run.n_iter * (min(n_valid, n_train) + n_valid) + n_test
     return total * per_update + evaluated * per_example, per_update
 

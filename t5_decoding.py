@@ -1,6 +1,9 @@
-"""T5's generation: greedy, sampling, and beam search as the original's, with cached keys and values.
+"""T5's generation: greedy, sampling, and beam search as the original's.
 
     ids = beam_search(model, src, mask=src != PAD)
+
+The functions ask a Decoder for the next token's logits. The one here runs the model's own forward over all tokens so
+far; fast.t5 has the same functions with a Decoder that caches keys and values.
 
 Letters in the shape comments: those of t5_pytorch.py, and n beams.
 """
@@ -10,48 +13,22 @@ import math
 
 import torch
 
-from fast.matmul import linear
 from formats.errors import BadInput
-from t5_pytorch import EOS, MASKED, PAD, START, additive
-
-
-class KeysValues:
-    """Keys and values of the positions decoded so far, in buffers [b, h, size, k] of their final size."""
-
-    def __init__(self, size):
-        self.size, self.length = size, 0
-
-    def extend(self, k, v):
-        """Add k, v [b, h, n, k]; return all so far, [b, h, j, k] each."""
-        if self.length == 0:
-            self.k, self.v = (x.new_empty(*x.shape[:2], self.size, x.shape[3]) for x in (k, v))
-        end = self.length + k.shape[2]
-        self.k[:, :, self.length:end] = k
-        self.v[:, :, self.length:end] = v
-        self.length = end
-        return self.k[:, :, :end], self.v[:, :, :end]
+from t5_pytorch import EOS, PAD, START, require_finite
 
 
 class Decoder:
-    """Decodes one position at a time, for n beams of each source at once.
-
-    The beams of a source stand where a sequence's positions stand otherwise, [b, n, d]. So
-    cross-attention reads one copy of the source's keys and values, and so does self-attention: its
-    cache holds the positions of all beams, position by position, and each beam has a mask of the
-    entries that are its own past. When beams are reordered, only that mask moves.
+    """Reads tokens one position at a time, for n beams of each source at once, and answers with logits.
 
     Args:
         model: a T5; src: int [b, s]; mask: bool [b, s] or None; length: most positions; beams: n.
     """
 
     def __init__(self, model, src, mask, length, beams=1):
-        self.model, self.beams, self.length, self.position = model, beams, length, 0
-        memory = model.encode(src, mask)
-        self.memory = [block.keys_values(memory) for block in model.decoder.block]
-        self.memory_bias = None if mask is None else additive(mask, memory.dtype)
-        self.caches = [KeysValues(length * beams) for _ in model.decoder.block]
-        self.bias = model.decoder.bias(1, length).repeat_interleave(beams, dim=-1)  # [1, h, 1, length*n]
-        self.past = self.bias.new_full((len(src), 1, beams, length * beams), MASKED) if beams > 1 else None
+        self.model = model
+        self.memory = model.encode(src, mask).repeat_interleave(beams, 0)               # [b, s, d] -> [bn, s, d]
+        self.memory_mask = None if mask is None else mask.repeat_interleave(beams, 0)
+        self.tokens = src.new_empty(len(src), beams, 0, dtype=torch.int64)
 
     def step(self, tokens, parents=None):
         """Read one more token per beam.
@@ -62,29 +39,24 @@ class Decoder:
         Returns:
             logits of the next token, float [b, n, v].
         """
-        model, n, end = self.model, self.beams, (self.position + 1) * self.beams
-        bias = self.bias[..., (self.length - self.position - 1) * n:]           # [1, h, 1, end]
-        if n > 1:
-            if parents is not None:
-                self.past = self.past.gather(2, parents[:, None, :, None].expand_as(self.past))
-            self.past[:, 0, :, end - n:end].diagonal(dim1=1, dim2=2).zero_()
-            bias = bias + self.past[..., :end]                                  # [b, h, n, end]
-        x = model.embed_target(tokens)                                          # [b, n, d]
-        for block, memory, cache in zip(model.decoder.block, self.memory, self.caches, strict=True):
-            x = block(x, bias, memory, self.memory_bias, cache=cache)
-        self.position += 1
-        return linear(model.before_logits(model.decoder.final_layer_norm(x)), model.logits_weight()).float()
+        if parents is not None:
+            self.tokens = self.tokens.gather(1, parents[..., None].expand_as(self.tokens))
+        self.tokens = torch.cat([self.tokens, tokens[..., None]], -1)                   # [b, n, t]
+        x = self.model.embed_target(self.tokens.flatten(0, 1))                          # [bn, t, d]
+        x = self.model.decoder(x, None, self.memory, self.memory_mask)[:, -1]
+        return self.model.logits(require_finite(x)).unflatten(0, tokens.shape).float()  # [bn, v] -> [b, n, v]
 
 
 @contextlib.contextmanager
-def _decoding(model):
-    """No gradients and no dropout; the model's mode comes back afterwards."""
-    training = model.training
+def evaluation_mode(model):
+    """No gradients and no dropout; afterwards every module has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.inference_mode():
             yield model.eval()
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def _require(name, value, fits, allowed):
@@ -116,7 +88,8 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     return ids.gather(1, drawn).squeeze(1)
 
 
-def generate(model, src, mask=None, max_length=None, temperature=0.0, top_k=0, top_p=1.0, generator=None):
+def generate(model, src, mask=None, max_length=None, temperature=0.0, top_k=0, top_p=1.0, generator=None,
+             decoder=None):
     """Greedy decoding, or sampling with temperature > 0 (TF function `sample_autoregressive`).
 
     Ends when every row has an EOS or max_length is reached.
@@ -125,6 +98,7 @@ def generate(model, src, mask=None, max_length=None, temperature=0.0, top_k=0, t
         model: a T5; src: int [b, s]; mask: bool [b, s], True = keep, or None.
         max_length: most tokens, EOS included; None: as many as the source has (the original's rule).
         temperature, top_k, top_p, generator: see sample.
+        decoder: the class that answers with logits; Decoder by default.
     Returns:
         int64 [b, at most max_length], 0 after the first EOS.
     Raises:
@@ -135,8 +109,8 @@ def generate(model, src, mask=None, max_length=None, temperature=0.0, top_k=0, t
     _require("temperature", temperature, 0 <= temperature < math.inf, "0 or more")
     _require("top_k", top_k, top_k >= 0, "0 (all) or more")
     _require("top_p", top_p, 0 < top_p <= 1, "more than 0 and at most 1")
-    with _decoding(model):
-        decoder = Decoder(model, src, mask, max_length)
+    with evaluation_mode(model):
+        decoder = (decoder or Decoder)(model, src, mask, max_length)
         token = src.new_full((len(src), 1), START, dtype=torch.int64)
         done = torch.zeros_like(token, dtype=torch.bool)
         ids = []
@@ -147,10 +121,10 @@ def generate(model, src, mask=None, max_length=None, temperature=0.0, top_k=0, t
             done |= token == EOS
             if done.all():
                 break
-    return torch.cat(ids, 1)
+    return torch.cat(ids, 1)  # outside of inference mode: a tensor that a loss accepts
 
 
-def beam_search(model, src, mask=None, max_length=None, beams=4, alpha=0.6):
+def beam_search(model, src, mask=None, max_length=None, beams=4, alpha=0.6, decoder=None):
     """Beam search as the original's (TF function `beam_search`; other libraries' differ).
 
     A hypothesis of n tokens, EOS included, scores log probability / ((5 + n) / 6)^alpha. Each step
@@ -163,6 +137,7 @@ def beam_search(model, src, mask=None, max_length=None, beams=4, alpha=0.6):
         max_length: most tokens; None: as many as the source has. Never more than
             int(1.5 * longest source + 10), as in the original.
         beams: hypotheses kept per row; alpha: exponent of the length penalty.
+        decoder: as generate.
     Returns:
         int64 [b, at most max_length], the best hypothesis of each row, 0 after EOS: the best
         finished one, or the best alive one where none has finished.
@@ -175,8 +150,8 @@ def beam_search(model, src, mask=None, max_length=None, beams=4, alpha=0.6):
     _require("max_length", max_length, max_length >= 1, "at least 1")
     _require("beams", beams, beams >= 1, "at least 1")
     _require("alpha", alpha, 0 <= alpha < math.inf, "0 or more")
-    with _decoding(model):
-        decoder = Decoder(model, src, mask, max_length, beams)
+    with evaluation_mode(model):
+        decoder = (decoder or Decoder)(model, src, mask, max_length, beams)
         alive = torch.zeros(b, beams, max_length, dtype=torch.int64, device=device)
         alive_score = torch.full((b, beams), -math.inf, device=device)          # log probability
         alive_score[:, 0] = 0                                                   # at first all beams are one
@@ -206,4 +181,4 @@ def beam_search(model, src, mask=None, max_length=None, beams=4, alpha=0.6):
             bound = alive_score[:, 0] / ((5 + max_length) / 6) ** alpha
             if ((worst > bound) & (worst < math.inf)).all():
                 break
-        return torch.where(finished_score[:, :1] > -math.inf, finished[:, 0], alive[:, 0])[:, :i + 1]
+    return torch.where(finished_score[:, :1] > -math.inf, finished[:, 0], alive[:, 0])[:, :i + 1]

@@ -1,11 +1,11 @@
-"""T5 as Google's Mesh TensorFlow code runs it, with its variable names.
+"""T5 as the paper and Google's Mesh TensorFlow code write it, with its variable names.
 
 Raffel et al. 2019, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
 Transformer"; the code is tensorflow/mesh (transformer.py, transformer_layers.py, vocab_embeddings.py),
 configured by the `t5` package. Version 1.0 has a ReLU feed-forward layer and takes its logits from the
 embedding; version 1.1 has a gated GELU and its own logits. Top to bottom: primitives, attention,
-feed-forward, layers, block, stack, model, the released sizes. t5_weights.py reads and writes checkpoints,
-t5_decoding.py generates.
+feed-forward, layers, block, stack, model, the released sizes. loss.py has the losses, t5_decoding.py
+generates, formats/t5_files.py reads and writes checkpoints; fast/t5.py runs these very modules faster.
 
     model = T5(**T5_CONFIGS["small"])
     load_t5_pretrained_model(model, "t5-small/")
@@ -13,7 +13,6 @@ t5_decoding.py generates.
 
 Letters in the shape comments:
     b sequences   s source positions   t target positions   j positions attended to
-    n positions that are not padding, of all sequences (see Packing); n stands for b, t where there is none
     d width of the model (dim)   h heads   k size of a head (dim_head)   f inner width   v vocabulary
 """
 
@@ -23,8 +22,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from fast.matmul import linear
-from fast.packing import Packing
 from formats.errors import BadInput
 from formats.t5_files import (  # noqa: F401 (offered from here too)
     EOS,
@@ -38,8 +35,6 @@ from formats.t5_files import (  # noqa: F401 (offered from here too)
     load_t5_pretrained_model,
     read_t5_config,
 )
-
-MASKED = -1e9  # added to the scores of positions that may not be seen; in softmax exactly 0
 
 
 class Dense(nn.Module):
@@ -60,7 +55,7 @@ class Dense(nn.Module):
 
     def forward(self, x):
         """[..., in] -> [..., out]."""
-        return linear(x, self.weight)
+        return F.linear(x, self.weight)                                         # [..., in] x [in, out] -> [..., out]
 
 
 class RMSNorm(nn.Module):
@@ -75,23 +70,17 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.scale.shape, self.scale, 1e-6)
 
 
-class Dropout(nn.Module):
+class SequenceDropout(nn.Dropout):
     """Dropout with one mask for all positions of a sequence, as the original draws it.
 
     The noise has no length dimension: what is dropped at one position is dropped at all of them.
     """
 
-    def __init__(self, p):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x, packing=None):
-        """x: [b, t, d], or [n, d] with its packing -> the same shape."""
+    def forward(self, x):
+        """[..., t, d] -> [..., t, d]; attention weights [b, h, t, j] have one mask for all t queries."""
         if not self.training or self.p == 0:
             return x
-        b = len(x) if packing is None else packing.grid[0]
-        noise = F.dropout(x.new_ones(b, x.shape[-1]), self.p)                   # [b, d]
-        return x * (noise[:, None] if packing is None else noise.index_select(0, packing.sequence))
+        return x * F.dropout(x.new_ones(*x.shape[:-2], 1, x.shape[-1]), self.p)
 
 
 def relative_position_bucket(relative_position, bidirectional):
@@ -120,10 +109,21 @@ def relative_position_bucket(relative_position, bidirectional):
     return offset + torch.where(distance < n_exact, distance.long(), far)
 
 
+def additive(mask, dtype):
+    """bool [b, j], True = keep -> [b, 1, 1, j], 0 or a large negative number, to be added to scores."""
+    return torch.where(mask.bool(), 0.0, masked(dtype)).to(dtype)[:, None, None]
+
+
+def masked(dtype):
+    """What is added to the scores of positions that may not be seen; in softmax exactly 0. Twice that is finite."""
+    return max(-1e9, torch.finfo(dtype).min / 2)
+
+
 class Attention(nn.Module):
     """Multi-head attention without biases and without 1/sqrt(k), which q's initialiser contains.
 
-    TF class `SelfAttention` and, with keys and values from the encoder, `EncDecAttention`.
+    TF class `SelfAttention` and, with a memory from the encoder, `EncDecAttention`. dropout is given the attention
+    weights, so a hook on it sees them.
 
     Args:
         relative_bias: own the table [32 buckets, heads] of the stack; only its first block does.
@@ -136,59 +136,35 @@ class Attention(nn.Module):
         self.k = Dense(dim, heads * dim_head, std=dim ** -0.5)
         self.v = Dense(dim, heads * dim_head, std=dim ** -0.5)
         self.o = Dense(heads * dim_head, dim, std=(heads * dim_head) ** -0.5)
-        self.dropout = dropout
+        self.dropout = SequenceDropout(dropout)
         if relative_bias:
             self.relative_attention_bias = nn.Embedding(NUM_BUCKETS, heads)
             limit = (6 / (heads + NUM_BUCKETS)) ** 0.5  # glorot uniform
             nn.init.uniform_(self.relative_attention_bias.weight, -limit, limit)
 
-    def split_heads(self, x, packing=None):
-        """[b, t, h*k], or packed [n, h*k] -> [b, h, t, k]."""
-        if packing is not None:
-            return packing.split_heads(x, 1, self.heads).squeeze(0)             # [n, h*k] -> [b, h, t, k]
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)                # -> [b, t, h, k] -> [b, h, t, k]
+    def compute_bias(self, length, bidirectional):
+        """The relative bias of each query and memory position, [1, h, t, t] (TF function `compute_bias`)."""
+        position = torch.arange(length)  # on the CPU, so that the rounding of buckets is known
+        bucket = relative_position_bucket(position[None, :] - position[:, None], bidirectional)      # [t, t]
+        bias = self.relative_attention_bias(bucket.to(self.relative_attention_bias.weight.device))   # [t, t, h]
+        return bias.permute(2, 0, 1)[None]
 
-    def keys_values(self, memory, packing=None):
-        """[b, j, d], or packed [n, d] -> keys and values, each [b, h, j, k]."""
-        return self.split_heads(self.k(memory), packing), self.split_heads(self.v(memory), packing)
-
-    def forward(self, x, k, v, bias=None, packing=None):
-        """Attend from x to k and v.
+    def forward(self, x, memory, bias=None):
+        """Attend from x to memory.
 
         Args:
-            x: [b, t, d], or [n, d] with its packing; k, v: [b, h, j, k].
+            x: [b, t, d]; memory: [b, j, d], x itself in self-attention.
             bias: added to the scores, broadcastable to [b, h, t, j].
         Returns:
-            The shape of x.
+            [b, t, d].
         """
-        q = self.split_heads(self.q(x), packing)
-        if self.training and self.dropout:
-            # The original drops attention weights with one mask [b, h, 1, j] for all queries. The sum
-            # over j of weight * mask * value is the same when the mask multiplies the values instead.
-            v = v * F.dropout(v.new_ones(*v.shape[:3], 1), self.dropout)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)            # [b, t or j, h*k] -> [b, h, t or j, k]
+                   for y in (self.q(x), self.k(memory), self.v(memory)))
+        scores = q @ k.transpose(2, 3)                                          # [b, h, t, k] x [b, h, k, j]
         if bias is not None:
-            bias = bias.to(q.dtype)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)  # [b, h, t, k]
-        if packing is not None:
-            return self.o(packing.merge_heads(a))                               # -> [n, h*k]
+            scores = scores + bias.to(scores.dtype)
+        a = self.dropout(scores.softmax(-1)) @ v                                # [b, h, t, j] x [b, h, j, k]
         return self.o(a.transpose(1, 2).flatten(2))                             # -> [b, t, h, k] -> [b, t, h*k]
-
-
-def relative_bias(table, queries, length, bidirectional):
-    """The bias of each query and memory position (TF function `compute_bias`).
-
-    Args:
-        table: [32, h].
-        queries, length: the queries are the last t = `queries` of j = `length` positions.
-    Returns:
-        [1, h, t, j].
-    """
-    relative = torch.arange(1 - length, queries)  # memory - query; on the CPU, so that rounding is known
-    bucket = relative_position_bucket(relative, bidirectional).to(table.device)
-    by_distance = F.embedding(bucket, table).t()             # [t+j-1, h] -> [h, t+j-1]
-    # The last query sees the first j distances, the one before it those from the second on: unfold
-    # lists these windows, flip puts the first query first.
-    return by_distance.unfold(-1, length, 1).flip(1)[None]   # [h, t+j-1] -> [h, t, j] -> [1, h, t, j]
 
 
 class DenseReluDense(nn.Module):
@@ -200,15 +176,15 @@ class DenseReluDense(nn.Module):
         for name in ("wi_0", "wi_1") if self.gated else ("wi",):
             self.add_module(name, Dense(dim, d_ff, std=dim ** -0.5, truncated=True))
         self.wo = Dense(d_ff, dim, std=d_ff ** -0.5, truncated=True)
-        self.dropout = Dropout(dropout)
+        self.dropout = SequenceDropout(dropout)
 
-    def forward(self, x, packing=None):
-        """x: [b, t, d], or [n, d] with its packing -> the same shape."""
+    def forward(self, x):
+        """[b, t, d] -> [b, t, d]."""
         if self.gated:
-            hidden = F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x)    # [..., d] -> [..., f]
+            hidden = F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x)    # [b, t, d] -> [b, t, f]
         else:
             hidden = F.relu(self.wi(x))
-        return self.wo(self.dropout(hidden, packing))
+        return self.wo(self.dropout(hidden))
 
 
 class SelfAttentionLayer(nn.Module):
@@ -218,18 +194,12 @@ class SelfAttentionLayer(nn.Module):
         super().__init__()
         self.layer_norm = RMSNorm(dim)
         self.SelfAttention = Attention(dim, heads, dim_head, dropout, relative_bias)
-        self.dropout = Dropout(dropout)
+        self.dropout = SequenceDropout(dropout)
 
-    def forward(self, x, bias, packing=None, cache=None):
-        """x: [b, t, d], or [n, d] with its packing -> the same shape; bias: as Attention's.
-
-        With a cache (see t5_decoding.KeysValues), x is the newest position and sees the earlier ones too.
-        """
+    def forward(self, x, bias):
+        """x [b, t, d] -> [b, t, d]; bias: as Attention's."""
         y = self.layer_norm(x)
-        k, v = self.SelfAttention.keys_values(y, packing)
-        if cache is not None:
-            k, v = cache.extend(k, v)
-        return x + self.dropout(self.SelfAttention(y, k, v, bias, packing), packing)
+        return x + self.dropout(self.SelfAttention(y, y, bias))
 
 
 class CrossAttentionLayer(nn.Module):
@@ -239,11 +209,11 @@ class CrossAttentionLayer(nn.Module):
         super().__init__()
         self.layer_norm = RMSNorm(dim)
         self.EncDecAttention = Attention(dim, heads, dim_head, dropout)
-        self.dropout = Dropout(dropout)
+        self.dropout = SequenceDropout(dropout)
 
-    def forward(self, x, k, v, bias, packing=None):
-        """x: [b, t, d], or [n, d] with its packing -> the same shape; k, v: [b, h, s, k]; bias: [b, 1, 1, s]."""
-        return x + self.dropout(self.EncDecAttention(self.layer_norm(x), k, v, bias, packing), packing)
+    def forward(self, x, memory, bias=None):
+        """x [b, t, d], memory [b, s, d], bias [b, 1, 1, s] or None -> [b, t, d]."""
+        return x + self.dropout(self.EncDecAttention(self.layer_norm(x), memory, bias))
 
 
 class FeedForwardLayer(nn.Module):
@@ -253,11 +223,11 @@ class FeedForwardLayer(nn.Module):
         super().__init__()
         self.layer_norm = RMSNorm(dim)
         self.DenseReluDense = DenseReluDense(dim, d_ff, dropout, kind)
-        self.dropout = Dropout(dropout)
+        self.dropout = SequenceDropout(dropout)
 
-    def forward(self, x, packing=None):
-        """x: [b, t, d], or [n, d] with its packing -> the same shape."""
-        return x + self.dropout(self.DenseReluDense(self.layer_norm(x), packing), packing)
+    def forward(self, x):
+        """[b, t, d] -> [b, t, d]."""
+        return x + self.dropout(self.DenseReluDense(self.layer_norm(x)))
 
 
 class Block(nn.Module):
@@ -270,16 +240,12 @@ class Block(nn.Module):
             self.layer.append(CrossAttentionLayer(dim, heads, dim_head, dropout))
         self.layer.append(FeedForwardLayer(dim, d_ff, dropout, kind))
 
-    def keys_values(self, memory, packing=None):
-        """Keys and values of the encoder's output: [b, s, d], or packed [n, d] -> two of [b, h, s, k]."""
-        return self.layer[1].EncDecAttention.keys_values(memory, packing)
-
-    def forward(self, x, bias, memory=None, memory_bias=None, packing=None, cache=None):
-        """x: [b, t, d], or [n, d] with its packing -> the same shape; memory: of keys_values, in a decoder."""
-        x = self.layer[0](x, bias, packing, cache)
+    def forward(self, x, bias, memory=None, memory_bias=None):
+        """x [b, t, d] -> [b, t, d]; memory: [b, s, d], the encoder's output, in a decoder; biases: as Attention's."""
+        x = self.layer[0](x, bias)
         if memory is not None:
-            x = self.layer[1](x, *memory, memory_bias, packing)
-        return self.layer[-1](x, packing)
+            x = self.layer[1](x, memory, memory_bias)
+        return self.layer[-1](x)
 
 
 class Stack(nn.Module):
@@ -292,12 +258,7 @@ class Stack(nn.Module):
             Block(dim, heads, dim_head, d_ff, dropout, kind, is_decoder, relative_bias=i == 0)
             for i in range(depth)])
         self.final_layer_norm = RMSNorm(dim)
-        self.dropout = Dropout(dropout)
-
-    def bias(self, queries, length):
-        """The relative bias of the last `queries` of `length` positions, [1, h, queries, length]."""
-        table = self.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-        return relative_bias(table, queries, length, bidirectional=not self.is_decoder)
+        self.dropout = SequenceDropout(dropout)
 
     def forward(self, x, mask=None, memory=None, memory_mask=None):
         """Run all positions of a batch.
@@ -311,31 +272,25 @@ class Stack(nn.Module):
         Raises:
             BadInput: the mask has another shape.
         """
+        self.require_mask(mask, x)
+        t = x.shape[1]
+        bias = self.block[0].layer[0].SelfAttention.compute_bias(t, bidirectional=not self.is_decoder)  # [1, h, t, t]
+        if self.is_decoder:
+            bias = bias + bias.new_full((t, t), masked(bias.dtype)).triu(1)
+        if mask is not None:
+            bias = bias + additive(mask, bias.dtype)                            # -> [b, h, t, t]
+        memory_bias = None if memory_mask is None else additive(memory_mask, bias.dtype)  # [b, 1, 1, s]
+        x = self.dropout(x)
+        for block in self.block:
+            x = block(x, bias, memory, memory_bias)
+        x = self.dropout(self.final_layer_norm(x))
+        return x if mask is None else x * mask[..., None].bool()                # as the original zeroes padding
+
+    def require_mask(self, mask, x):
+        """Raise BadInput unless mask is None or has the shape [batch, length] of x [b, t, d]."""
         if mask is not None and mask.shape != x.shape[:2]:
             raise BadInput(f"a mask of the {'target' if self.is_decoder else 'source'} has the shape "
                            f"{list(mask.shape)}, expected [batch, length] = {list(x.shape[:2])}")
-        packing = memory_packing = memory_bias = None
-        bias = self.bias(x.shape[1], x.shape[1])                                # [1, h, t, t]
-        if self.is_decoder:
-            bias = bias + bias.new_full(bias.shape[2:], MASKED).triu(1)
-        if mask is not None:
-            packing, bias = Packing(mask), bias + additive(mask, bias.dtype)    # -> [b, h, t, t]
-            x = packing.pack(x)
-        if memory_mask is not None:
-            memory_packing, memory_bias = Packing(memory_mask), additive(memory_mask, x.dtype)
-            memory = memory_packing.pack(memory)
-        x = self.dropout(x, packing)
-        for block in self.block:
-            keys_values = block.keys_values(memory, memory_packing) if self.is_decoder else None
-            x = block(x, bias, keys_values, memory_bias, packing)
-        x = self.dropout(self.final_layer_norm(x), packing)
-        return x if packing is None else packing.unpack(x) * mask[..., None]    # as the original zeroes padding
-
-
-def additive(mask, dtype):
-    """bool [b, j], True = keep -> [b, 1, 1, j], 0 or -1e9, to be added to scores."""
-    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return bias.masked_fill_(~mask.bool(), MASKED)[:, None, None]
 
 
 class T5(nn.Module):
@@ -400,15 +355,17 @@ class T5(nn.Module):
         """int [b, t] -> [b, t, d]."""
         return self.shared(tgt) if self.tie_token_emb else self.decoder.embedding(tgt)
 
+    def logits(self, x):
+        """The decoder's output [b, t, d] -> logits [b, t, v]; tied ones are scaled by dim^-0.5."""
+        if not self.tie_logits:
+            return self.decoder.logits(x)
+        return F.linear(x * self.dim ** -0.5, self.logits_weight())             # [b, t, d] x [d, v]
+
     def logits_weight(self):
-        """[v, d]: hidden_states(...) @ logits_weight().T are the logits."""
+        """The matrix [v, d] that the logits are made with."""
         if not self.tie_logits:
             return self.decoder.logits.weight
         return self.shared.weight if self.tie_token_emb else self.decoder.embedding.weight
-
-    def before_logits(self, x):
-        """The decoder's output as the logits want it: scaled by dim^-0.5 when they are tied."""
-        return x * self.dim ** -0.5 if self.tie_logits else x
 
     def encode(self, src, mask=None):
         """Run the encoder.
@@ -418,21 +375,9 @@ class T5(nn.Module):
         Returns:
             [b, s, d], exactly 0 where mask is False.
         Raises:
-            BadInput: a mask of another shape, or float16, in which T5's activations overflow.
+            BadInput: a mask of another shape, or activations that overflow float16, as those of the released models do.
         """
-        device = src.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        if torch.float16 in (autocast, self.logits_weight().dtype):
-            raise BadInput("T5 overflows in float16 (largest number 65504); use bfloat16 or float32")
-        return self.encoder(self.embed_source(src), mask)
-
-    def hidden_states(self, src, tgt, mask=None, tgt_mask=None):
-        """As forward, but stop before the product with logits_weight(): [b, t, d].
-
-        A loss can then avoid the [b, t, v] logits; see loss.linear_cross_entropy.
-        """
-        memory = self.encode(src, mask)
-        return self.before_logits(self.decoder(self.embed_target(tgt), tgt_mask, memory, mask))
+        return require_finite(self.encoder(self.embed_source(src), mask))
 
     def forward(self, src, tgt, mask=None, tgt_mask=None):
         """Predict, at each target position, the next token.
@@ -447,7 +392,22 @@ class T5(nn.Module):
         Raises:
             BadInput: see encode.
         """
-        return linear(self.hidden_states(src, tgt, mask, tgt_mask), self.logits_weight())
+        memory = self.encode(src, mask)
+        return self.logits(require_finite(self.decoder(self.embed_target(tgt), tgt_mask, memory, mask)))
+
+
+def require_finite(x):
+    """Return x, after a look at it where it was computed in float16, whose largest number is 65504.
+
+    Raises:
+        BadInput: there is an infinity or NaN.
+    """
+    device = x.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if torch.float16 in (x.dtype, autocast) and not torch.compiler.is_compiling() and device != "meta" \
+            and not x.isfinite().all():
+        raise BadInput("T5 overflows in float16 (largest number 65504); use bfloat16 or float32")
+    return x
 
 
 def shift_right(targets):
@@ -484,26 +444,3 @@ T5_CONFIGS = {
     "v1_1-xl": _released(2048, 5120, 32, 64, 24, **_V1_1),
     "v1_1-xxl": _released(4096, 10240, 64, 64, 24, **_V1_1),
 }
-
-
-# option of the T5 scripts -> arguments of T5 it sets, for a model of one's own size
-SIZE_OPTIONS = {"d_model": ("dim",), "d_ff": ("d_ff",), "n_head": ("enc_heads", "dec_heads"),
-                "d_kv": ("enc_dim_head", "dec_dim_head"), "n_layer": ("enc_depth", "dec_depth")}
-
-
-def own_size(config, args, n_tokens):
-    """Return constructor arguments of T5 changed by the options that were given, for a model without weights.
-
-    Args:
-        config: constructor arguments to start from.
-        args: parsed options with SIZE_OPTIONS and feed_forward, each None where not given.
-        n_tokens: ids of the vocabulary, sentinels included; rounded up to a multiple of 128, as in the original.
-    """
-    config = dict(config)
-    for option, arguments in SIZE_OPTIONS.items():
-        if getattr(args, option) is not None:
-            config.update(dict.fromkeys(arguments, getattr(args, option)))
-    if args.feed_forward is not None:
-        config.update(feed_forward=args.feed_forward, tie_logits=args.feed_forward == "relu")
-    config.update(dict.fromkeys(("enc_num_tokens", "dec_num_tokens"), -(-n_tokens // 128) * 128))
-    return config

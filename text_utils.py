@@ -14,16 +14,15 @@ import ftfy
 import sentencepiece
 from tqdm import tqdm
 
-from formats.errors import BadInput, MissingInput
+from formats.errors import OPENAI_MODEL, BadInput, MissingInput, is_first_process
 from formats.files import is_lfs_pointer, read_text
-from utils import is_first_process
 
 REPLACEMENTS = {"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"}
 # A run of one of these signs is set apart by spaces. The backslash is not among them: the original
 # meant it to be, but its pattern is not a raw string and so asks for a plus sign instead.
 SIGNS = re.compile(r"""([-~!";?+,)(/*\[\]}{|_])\1*""")
-WHERE_FROM = ("copy the folder `model` of OpenAI's repository finetune-transformer-lm (python download_model.py), "
-              "or give --encoder_path and --bpe_path; pretrain.py makes a vocabulary of your own")
+VOCABULARY_FROM = (f"{OPENAI_MODEL}, or give --encoder_path and --bpe_path; pretrain.py makes a vocabulary of "
+                   "your own")
 
 
 def text_standardize(text):
@@ -43,12 +42,12 @@ def read_encoder(path):
         MissingInput, BadInput: absent, or not a JSON object from pieces to the ids 0 .. n-1.
     """
     _require_file(path)
-    text = read_text(path, WHERE_FROM)
+    text = read_text(path, VOCABULARY_FROM)
     try:
         encoder = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: is not JSON ({str(error)[:100]}); expected a JSON object from pieces "
-                       f"to ids; {WHERE_FROM}") from None
+                       f"to ids; {VOCABULARY_FROM}") from None
     if not isinstance(encoder, dict) or not encoder:
         raise BadInput(f"{path}: holds a JSON {type(encoder).__name__}, expected a non-empty object from pieces to ids")
     # bool is an int to Python, but true is not an id
@@ -68,26 +67,26 @@ def read_merges(path):
         MissingInput, BadInput: absent, not UTF-8, or a line that is not two pieces.
     """
     _require_file(path)
-    lines = read_text(path, WHERE_FROM).split("\n")
+    lines = read_text(path, VOCABULARY_FROM).split("\n")
     if not lines[0].startswith("#version"):
         raise BadInput(f"{path}: line 1 is {lines[0][:60]!r}, expected '#version: ...' and then one merge a line; "
-                       f"{WHERE_FROM}")
+                       f"{VOCABULARY_FROM}")
     merges = {}
     for number, line in enumerate(lines[1:], 2):
         pair = tuple(line.rstrip("\r").split(" "))
         if pair in merges:
             raise BadInput(f"{path}: line {number} repeats the merge of line {merges[pair] + 2}; the file is damaged; "
-                           f"{WHERE_FROM}")
+                           f"{VOCABULARY_FROM}")
         if len(pair) == 2 and all(pair):
             merges[pair] = len(merges)
         elif number != len(lines) or line:
             raise BadInput(f"{path}: line {number} is {line[:60]!r}, expected two pieces with one space between them")
     if not merges:
-        raise BadInput(f"{path}: holds no merges; {WHERE_FROM}")
+        raise BadInput(f"{path}: holds no merges; {VOCABULARY_FROM}")
     return merges
 
 
-def _require_file(path, where_from=WHERE_FROM):
+def _require_file(path, where_from=VOCABULARY_FROM):
     if not os.path.isfile(path):
         raise MissingInput(f"{path}: vocabulary file not found; {where_from}")
     if is_lfs_pointer(path):

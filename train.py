@@ -18,13 +18,15 @@ import zlib
 import numpy as np
 import torch
 
+import fast.gpt
 import opt
-from formats.errors import BadInput
+from formats.errors import BadInput, warn
 from formats.gpt_files import WHERE_FROM, read_pretrained
-from model_pytorch import ACT_FNS, DoubleHeadModel, load_openai_pretrained_model
+from loss import double_head_loss
+from model_pytorch import DoubleHeadModel, load_openai_pretrained_model
 from text_utils import TextEncoder
-from training import distributed, finetuning, loop
-from utils import OneLineParser, encode_dataset, require_ranges, run_script, warn
+from training import distributed, finetuning, loop, options
+from utils import OneLineParser, encode_dataset, require_ranges, run_script
 
 SPECIAL = ("_start_", "_delimiter_", "_classify_")
 
@@ -32,7 +34,7 @@ SPECIAL = ("_start_", "_delimiter_", "_classify_")
 def parse_args(argv):
     """Return the options; see --help."""
     p = OneLineParser(prog="train.py", description="Fine-tune GPT-1, as finetune-transformer-lm does.")
-    loop.add_options(p, n_iter=3, n_batch=8, n_gpu=4)
+    options.add_run_options(p, n_iter=3, n_batch=8, n_gpu=4)
     finetuning.add_task_options(p)
     model = p.add_argument_group("the model")
     model.add_argument("--model_dir", default="model/", help="folder with OpenAI's weights and vocabulary")
@@ -41,25 +43,13 @@ def parse_args(argv):
     model.add_argument("--n_transfer", type=int, default=12,
                        help="pretrained layers to load; 0: the embedding alone; -1: nothing, train from scratch")
     model.add_argument("--n_ctx", type=int, default=512, help="positions at most; the data may need fewer")
-    model.add_argument("--n_embd", type=int, default=768, help="width of the hidden states")
-    model.add_argument("--n_head", type=int, default=12, help="attention heads")
-    model.add_argument("--n_layer", type=int, default=12, help="blocks")
-    model.add_argument("--afn", choices=tuple(ACT_FNS), default="gelu", help="activation function")
-    for part, where in (("embd", "entries of the embedding matrix"), ("attn", "attention weights"),
-                        ("resid", "outputs of attention and MLP"), ("clf", "the classifier's input")):
-        model.add_argument(f"--{part}_pdrop", type=float, default=0.1, help=f"dropout probability of {where}")
-    o = p.add_argument_group("the optimizer")
+    options.add_gpt_size_options(model)
+    model.add_argument("--clf_pdrop", type=float, default=0.1, help="dropout probability of the classifier's input")
+    o = options.add_adam_options(p, lr=6.25e-5, lr_schedule="warmup_linear")
     o.add_argument("--opt", choices=("adam",), default="adam", help="the optimizer: opt.OpenAIAdam")
-    o.add_argument("--lr", type=float, default=6.25e-5, help="peak learning rate")
-    o.add_argument("--lr_schedule", choices=tuple(opt.SCHEDULES), default="warmup_linear", help="course of the rate")
     o.add_argument("--lr_warmup", type=float, default=0.002, help="share of all updates spent warming up")
     o.add_argument("--lm_coef", type=float, default=0.5, help="weight of the language-model loss; 0: none")
-    o.add_argument("--max_grad_norm", type=float, default=1.0, help="limit of the global gradient norm; 0: none")
-    o.add_argument("--l2", type=float, default=0.01, help="weight decay")
     o.add_argument("--vector_l2", action="store_true", help="decay biases and gains too")
-    o.add_argument("--b1", type=float, default=0.9, help="Adam's decay rate of the mean")
-    o.add_argument("--b2", type=float, default=0.999, help="Adam's decay rate of the square")
-    o.add_argument("--e", type=float, default=1e-8, help="Adam's epsilon")
     args = p.parse_args(argv)
     args.encoder_path = args.encoder_path or os.path.join(args.model_dir, "encoder_bpe_40000.json")
     args.bpe_path = args.bpe_path or os.path.join(args.model_dir, "vocab_40000.bpe")
@@ -74,29 +64,24 @@ def check_args(args, world):
     Raises:
         BadInput, MissingInput: naming the option, its value and the allowed values.
     """
-    below_one = 1 - 1e-9
-    require_ranges(args, loop.RANGES | {
-        "n_ctx": (6, None), "n_embd": (1, None), "n_head": (1, None), "n_layer": (1, None),
-        "n_transfer": (-1, args.n_layer), "embd_pdrop": (0, below_one), "attn_pdrop": (0, below_one),
-        "resid_pdrop": (0, below_one), "clf_pdrop": (0, below_one), "lr": (0, None), "lr_warmup": (0, 1),
-        "lm_coef": (0, None), "l2": (0, None), "b1": (0, below_one), "b2": (0, below_one), "e": (0, None)})
-    loop.check_options(args, world)
+    require_ranges(args, options.RUN_RANGES | options.GPT_SIZE_RANGES | options.ADAM_RANGES | {
+        "n_ctx": (6, None), "n_transfer": (-1, args.n_layer), "clf_pdrop": options.BELOW_ONE, "lr_warmup": (0, 1),
+        "lm_coef": (0, None)})
+    options.check_run_options(args, world)
     finetuning.check_task_options(args)
-    if args.n_embd % args.n_head:
-        raise BadInput(f"--n_head is {args.n_head}, which does not divide --n_embd {args.n_embd}")
+    options.check_gpt_sizes(args)
     if args.n_transfer < 0:
         return None
-    weights = read_pretrained(args.model_dir)
-    (n_positions, n_embd), n_vocab = weights["positions"].shape, len(weights["tokens"])
-    n_layer = sum(name.endswith("ln_1.g") for name in weights)
-    if args.n_embd != n_embd:
-        raise BadInput(f"--n_embd is {args.n_embd}, but the weights in {args.model_dir} have {n_embd}; "
-                       f"give --n_embd {n_embd}, or --n_transfer -1 to train without them")
-    if args.n_ctx > n_positions:
-        raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 6 to {n_positions}, the positions in {args.model_dir}")
-    if args.n_transfer > n_layer:
-        raise BadInput(f"--n_transfer is {args.n_transfer}, allowed is -1 to {n_layer}, the layers in {args.model_dir}")
-    return n_vocab
+    released = read_pretrained(args.model_dir)
+    if args.n_embd != released.n_embd:
+        raise BadInput(f"--n_embd is {args.n_embd}, but the weights in {args.model_dir} have {released.n_embd}; "
+                       f"give --n_embd {released.n_embd}, or --n_transfer -1 to train without them")
+    if args.n_ctx > released.n_ctx:
+        raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 6 to {released.n_ctx}, the positions in {args.model_dir}")
+    if args.n_transfer > released.n_layer:
+        raise BadInput(f"--n_transfer is {args.n_transfer}, allowed is -1 to {released.n_layer}, the layers in "
+                       f"{args.model_dir}")
+    return released.n_vocab
 
 
 def transform_roc(X1, X2, X3, max_len, n_ctx, n_vocab):
@@ -154,6 +139,21 @@ def make_optimizer(args, model, n_updates_total):
                           vector_l2=args.vector_l2, max_grad_norm=args.max_grad_norm)
 
 
+def training_loss(args, model, x, m, y):
+    """The mean loss of a batch, a scalar: by the plain text or by fast.gpt; see loss.double_head_loss."""
+    if args.plain:
+        return double_head_loss(*model(x), x, m, y, args.lm_coef)[0]
+    return fast.gpt.losses(model, x, m, y, args.lm_coef)[0]
+
+
+@torch.no_grad()
+def task_logits(args, model, x):
+    """The task logits of a batch, [b, c]: by the plain text or by fast.gpt."""
+    if args.plain:
+        return model.task_head(model.transformer(x), x)
+    return fast.gpt.task_logits(model, x)
+
+
 def main(argv=None):
     """Run what the options ask for; see the top of this file."""
     args = parse_args(argv)
@@ -179,21 +179,18 @@ def main(argv=None):
                                  n_embd=args.n_embd, path=args.model_dir, verbose=world.is_first)
     model.to(world.device)
     optimizer = make_optimizer(args, model, n_updates_total)
-    if args.compile:
-        for block in model.transformer.h:
-            block.compile(dynamic=True)
+    loop.compile_blocks(args, model.transformer.h, dynamic=True)
 
     def tower_loss(rows):
-        return model.losses(trX[rows], trM[rows], trY[rows], args.lm_coef)[0]
+        return training_loss(args, model, trX[rows], trM[rows], trY[rows])
 
     inputs = {"train": trX[:args.n_valid], "valid": vaX, "test": teX}
 
     def logits(split):
-        def of(rows):
-            return model.choice_logits(inputs[split][rows])
         # one context for all batches: the weights are converted once
         with loop.autocast(world.device, args.precision):
-            return finetuning.choose(of, len(inputs[split]), 2, args.n_batch * args.n_gpu, world, verbose=True)
+            return finetuning.choose(lambda rows: task_logits(args, model, inputs[split][rows]), len(inputs[split]), 2,
+                                     args.n_batch * args.n_gpu, world, verbose=True)
 
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
     orders = loop.draw_orders(args.n_iter, len(trX))

@@ -14,27 +14,15 @@ import zlib
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+import fast.t5
+import loss
 import opt
-from fast.matmul import linear
-from formats.errors import BadInput
-from loss import linear_cross_entropy
-from t5_pytorch import (
-    EOS,
-    FEED_FORWARD_KINDS,
-    PAD,
-    SIZE_OPTIONS,
-    T5,
-    T5_CONFIGS,
-    load_t5_pretrained_model,
-    own_size,
-    read_t5_config,
-    shift_right,
-)
+from formats.errors import BadInput, warn
+from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import SentencePieceEncoder
-from training import distributed, finetuning, loop
-from utils import OneLineParser, require_ranges, run_script, warn
+from training import distributed, finetuning, loop, options
+from utils import OneLineParser, require_ranges, run_script
 
 TARGETS = ("choice1", "choice2")
 Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in training only
@@ -43,19 +31,14 @@ Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in tr
 def parse_args(argv):
     """Return the options; see --help."""
     p = OneLineParser(prog="train_t5.py", description="Fine-tune T5 on a cloze task as text to text.")
-    loop.add_options(p, n_iter=10, n_batch=8, n_gpu=4)
+    options.add_run_options(p, n_iter=10, n_batch=8, n_gpu=4)
     finetuning.add_task_options(p)
     model = p.add_argument_group("the model")
     model.add_argument("--model_dir", default="model/t5/", help="folder with spiece.model and the checkpoint")
     model.add_argument("--model", choices=tuple(T5_CONFIGS),
                        help="released size (default: what config.json in model_dir says); flan-t5 has those of v1_1")
     model.add_argument("--from_scratch", action="store_true", help="load no weights; sizes as below may be given")
-    model.add_argument("--d_model", type=int, help="width (with --from_scratch)")
-    model.add_argument("--d_ff", type=int, help="inner width of the feed-forward layers (with --from_scratch)")
-    model.add_argument("--n_head", type=int, help="attention heads (with --from_scratch)")
-    model.add_argument("--d_kv", type=int, help="size of a head (with --from_scratch)")
-    model.add_argument("--n_layer", type=int, help="blocks of each stack (with --from_scratch)")
-    model.add_argument("--feed_forward", choices=FEED_FORWARD_KINDS, help="feed-forward layer (with --from_scratch)")
+    options.add_t5_size_options(model, "with --from_scratch")
     model.add_argument("--dropout", type=float, default=0.1, help="dropout probability")
     model.add_argument("--n_ctx", type=int, default=512, help="source tokens at most; longer ones are cut")
     o = p.add_argument_group("the optimizer")
@@ -69,13 +52,13 @@ def check_args(args, world):
     Raises:
         BadInput: naming the option, its value and the allowed values.
     """
-    require_ranges(args, loop.RANGES | {"dropout": (0, 1 - 1e-9), "n_ctx": (8, None), "lr": (0, None)})
-    loop.check_options(args, world)
+    require_ranges(args, options.RUN_RANGES | {"dropout": options.BELOW_ONE, "n_ctx": (8, None), "lr": (0, None)})
+    options.check_run_options(args, world)
     finetuning.check_task_options(args)
-    given = [name for name in (*SIZE_OPTIONS, "feed_forward") if getattr(args, name) is not None]
+    given = options.given_t5_sizes(args)
     if given and not args.from_scratch:
         raise BadInput(f"--{given[0]} sets the size of a model without weights: give --from_scratch too")
-    require_ranges(args, {name: (1, None) for name in given if name != "feed_forward"})
+    require_ranges(args, options.t5_size_ranges(args))
 
 
 def model_config(args, n_tokens):
@@ -94,7 +77,7 @@ def model_config(args, n_tokens):
     else:
         config = read_t5_config(args.model_dir)
     if args.from_scratch:
-        config = own_size(config, args, n_tokens)
+        config = options.own_t5_size(config, args, n_tokens)
     elif config["enc_num_tokens"] < n_tokens:
         raise BadInput(f"{args.model_dir}: spiece.model has {n_tokens} ids with the sentinels, but the model only "
                        f"{config['enc_num_tokens']}; the two do not belong together")
@@ -113,32 +96,30 @@ def pad(sequences, device):
     return torch.tensor([[*ids, *[PAD] * (longest - len(ids))] for ids in sequences], device=device)
 
 
-def training_loss(model, src, targets):
-    """Return the original's training loss: cross entropy and z-loss of real tokens over the number of all positions.
+def training_loss(args, model, src, targets):
+    """The mean loss of a batch, a scalar: by the plain text or by fast.t5; see loss.t5_loss.
 
     Args:
         src: int [b, s]; targets: int [b, t], both padded with PAD.
     """
-    hidden = model.hidden_states(src, shift_right(targets), src != PAD, targets != PAD).flatten(0, 1)  # [b*t, d]
-    scale = (targets != PAD).flatten().float() / targets.numel()
-    return linear_cross_entropy(hidden, model.logits_weight(), targets.flatten(), scale, Z_LOSS)
+    if args.plain:
+        return loss.t5_loss(model(src, shift_right(targets), src != PAD, targets != PAD), targets, Z_LOSS)
+    return fast.t5.training_loss(model, src, targets, Z_LOSS)
 
 
-def target_log_probs(model, src, candidates):
-    """Return [b, c], the log-probability of each candidate target given each source.
+@torch.no_grad()
+def target_log_probs(args, model, src, candidates):
+    """The log-probability of each candidate target given each source, [b, c]: by the plain text or by fast.t5.
 
     Args:
         src: int [b, s]; candidates: int [c, t], both padded with PAD.
     """
-    (b, _), (c, t) = src.shape, candidates.shape
-    mask = src != PAD
-    memory = model.encode(src, mask).repeat_interleave(c, 0)                     # [b, s, d] -> [bc, s, d]
-    targets = candidates.repeat(b, 1)                                            # [bc, t]
-    hidden = model.decoder(model.embed_target(shift_right(targets)), targets != PAD, memory,
-                           mask.repeat_interleave(c, 0))                         # [bc, t, d]
-    logits = linear(model.before_logits(hidden), model.logits_weight()).float()
-    log_p = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=PAD)
-    return log_p.view(b, c, t).sum(-1)
+    if args.plain:
+        b, c = len(src), len(candidates)
+        sources, targets = src.repeat_interleave(c, 0), candidates.repeat(b, 1)  # [bc, s], [bc, t]
+        logits = model(sources, shift_right(targets), sources != PAD, targets != PAD)
+        return loss.target_log_probs(logits, targets).view(b, c)
+    return fast.t5.target_log_probs(model, src, candidates)
 
 
 def main(argv=None):
@@ -173,19 +154,17 @@ def main(argv=None):
     (trY, vaY) = (torch.as_tensor(split[3], device=world.device).long() for split in splits[:2])
     inputs = {"train": sources[0][:args.n_valid], "valid": sources[1], "test": sources[2]}
     optimizer = opt.Adafactor(model.parameters(), lr=args.lr)
-    if args.compile:
-        for block in (*model.encoder.block, *model.decoder.block):
-            block.compile(dynamic=True)
+    loop.compile_blocks(args, model.encoder.block, model.decoder.block, dynamic=True)
 
     def tower_loss(rows):
         src = pad([sources[0][i] for i in rows], world.device)
-        return training_loss(model, src, candidates[trY[rows]])
+        return training_loss(args, model, src, candidates[trY[rows]])
 
     def logits(split):
         def of(rows):
-            return target_log_probs(model, pad(inputs[split][rows], world.device), candidates)
+            return target_log_probs(args, model, pad(inputs[split][rows], world.device), candidates)
         # one context for all batches: the weights are converted once
-        with torch.no_grad(), loop.autocast(world.device, args.precision):
+        with loop.autocast(world.device, args.precision):
             return finetuning.choose(of, len(inputs[split]), len(TARGETS), args.n_batch * args.n_gpu, world, True)
 
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)

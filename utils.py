@@ -58,17 +58,6 @@ def run_script(main, argv=None):
     return 0
 
 
-def is_first_process():
-    """True in the one process of a run, or in the first of several; the others stay quiet."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def warn(message):
-    """Print one line of warning on standard error, once for all processes."""
-    if is_first_process():
-        print(f"warning: {message}", file=sys.stderr)
-
-
 def require_ranges(args, ranges):
     """Check numeric options before any work starts.
 

@@ -84,33 +84,39 @@ def _gradients(x, w, d_y, needed):
     return d_x, d_w, d_b
 
 
-def matmul_made(x, w, b, function, source):
-    """Return x @ w + b, where x = function(source), keeping the source for the backward pass instead of x.
+def matmul_made(x, w, b, function, *tensors):
+    """Return x @ w + b, where x = function(*tensors), keeping the tensors for the backward pass instead of x.
 
     For an x that is cheap to compute again from what is kept anyway. The gradient goes to x, as in matmul.
     Under autocast x is kept after all, in its short form. It has first derivatives only.
 
     Args:
         x, w, b: see matmul.
-        function, source: a function without randomness, and a tensor.
+        function: without randomness, and without tensors other than its arguments.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if _keeps_everything(x):
         return matmul(x, w, b)
-    return _MadeProduct.apply(x, w, b, function, source.detach())
+    return _MadeProduct.apply(x, w, b, function, *(tensor.detach() for tensor in tensors))
+
+
+def _keeps_everything(x):
+    return not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
 
 
 class _MadeProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w, b, function, source):
+    def forward(ctx, x, w, b, function, *tensors):
         ctx.function = function
-        ctx.save_for_backward(source, w)
+        ctx.save_for_backward(w, *tensors)
         return matmul(x, w, b)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_y):
-        source, w = ctx.saved_tensors
-        return *_gradients(ctx.function(source), w, d_y, ctx.needs_input_grad), None, None
+        w, *tensors = ctx.saved_tensors
+        with torch.autocast(d_y.device.type, enabled=False):  # as in the forward pass, see _keeps_everything
+            gradients = _gradients(ctx.function(*tensors), w, d_y, ctx.needs_input_grad)
+        return *gradients, None, *[None] * len(tensors)
 
 
 def matmul_of(function, x, w, b=None):
@@ -122,10 +128,12 @@ def matmul_of(function, x, w, b=None):
     It has first derivatives only.
 
     Args:
-        function: from x to [..., k], without parameters of its own, or they would get no gradient.
+        function: from x to [..., k], without parameters of its own, or they would get no gradient, and without a
+            look at any module: what is computed again in the backward pass is what was computed before, whatever a
+            module's mode is by then.
         x, w, b: tensors; w and b as in matmul.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if _keeps_everything(x):
         return matmul(function(x), w, b)
     return _RecomputedProduct.apply(function, x, w, b)
 
@@ -143,11 +151,12 @@ class _RecomputedProduct(torch.autograd.Function):
     def backward(ctx, d_y):
         x, w = ctx.saved_tensors
         x = x.detach().requires_grad_()
-        with torch.enable_grad(), torch.random.fork_rng(ctx.device):
+        with torch.random.fork_rng(ctx.device), torch.autocast(x.device.type, enabled=False):
             torch.set_rng_state(ctx.random_state[0])
             for device, state in zip(ctx.device, ctx.random_state[1:], strict=True):
                 torch.cuda.set_rng_state(state, device)
-            a = ctx.function(x)                                  # [..., k]
-        d_a, d_w, d_b = _gradients(a.detach(), w, d_y, (True, *ctx.needs_input_grad[2:]))
-        d_x, = torch.autograd.grad(a, x, d_a)
+            with torch.enable_grad():
+                a = ctx.function(x)                              # [..., k]
+            d_a, d_w, d_b = _gradients(a.detach(), w, d_y, (True, *ctx.needs_input_grad[2:]))
+            d_x, = torch.autograd.grad(a, x, d_a)
         return None, d_x, d_w, d_b

@@ -14,12 +14,13 @@ class Packing:
     n a multiple of ROW_MULTIPLE; their results are not used.
 
     Args:
-        keep: bool [b, t], the positions to compute.
+        keep: bool [b, t] (or 0 and 1), the positions to compute.
         mask: bool [b, 1, t, t], True where row i may attend to column j; for the attention to read.
     """
 
     def __init__(self, keep, mask=None):
         self.grid, self.mask = keep.shape, mask
+        keep = keep.bool()
         counts = keep.sum(1)
         self.kept, self.fewest = torch.stack([counts.sum(), counts.min()]).tolist()  # in all; in one sequence
         kept_first = keep.flatten().argsort(descending=True, stable=True)
@@ -41,9 +42,8 @@ class Packing:
         Args:
             x: [n, parts * n_head * k], such as queries, keys and values side by side: 3 parts.
         Returns:
-            [parts, b, n_head, t, k], with some computed position's numbers where nothing was computed. They get no
-            gradient: attention to them must be masked out, and merge_heads does not return what they see.
-            Where a sequence keeps nothing, so that a mask leaves it nothing else to attend to, they are 0.
+            [parts, b, n_head, t, k]. Padding slots hold a copy of some real position and get no gradient; mask
+            them out. merge_heads does not return what they see. A sequence that keeps nothing is all 0.
         """
         if self.fewest == 0:
             grid = self.unpack(x).unflatten(-1, (parts, n_head, -1))                # [n, ...] -> [b, t, parts, h, k]
@@ -84,8 +84,8 @@ class _TakeRows(torch.autograd.Function):
 
     Args:
         x: [r, k]; index: int [s].
-        inverse: int [r], for each row of x its place in the result whose gradient it gets; copies in other places
-            give none. None: no row is taken twice, some perhaps never.
+        inverse: int [r], for each row of x its place in the result whose gradient it gets; duplicates get no
+            gradient. Without `inverse`, rows must be unique.
     """
 
     @staticmethod

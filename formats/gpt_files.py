@@ -5,18 +5,32 @@ Knows the formats, not the model; model_pytorch.load_openai_pretrained_model put
 
 import json
 import os
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from formats.errors import BadInput, MissingInput
+from formats.errors import OPENAI_MODEL, BadInput, MissingInput
 from formats.files import is_lfs_pointer, read_text, write_atomically
 
 N_FILES = 10
-WHERE_FROM = ("get the folder `model` of OpenAI's repository finetune-transformer-lm (python download_model.py), "
-              "or train without it (--n_transfer -1)")
+WHERE_FROM = f"{OPENAI_MODEL}, or train without it (--n_transfer -1)"
 LAYER_NAMES = ["attn.c_attn.w", "attn.c_attn.b", "attn.c_proj.w", "attn.c_proj.b", "ln_1.g", "ln_1.b",
                "mlp.c_fc.w", "mlp.c_fc.b", "mlp.c_proj.w", "mlp.c_proj.b", "ln_2.g", "ln_2.b"]
+
+
+class Released(NamedTuple):
+    """A released GPT: its arrays by parameter name, and its sizes.
+
+    The names are TransformerModel's, with 'positions' [n_ctx, n_embd] and 'tokens' [n_vocab, n_embd] in place of
+    embed.weight.
+    """
+
+    arrays: dict
+    n_ctx: int
+    n_vocab: int
+    n_embd: int
+    n_layer: int
 
 
 def released_shapes(n_ctx, n_vocab, n_embd, n_layer):
@@ -116,27 +130,29 @@ def _read_hub(path):
         if found is None or list(found.shape) != shape[-2:] or found.dtype != np.float32:
             what = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
             raise BadInput(f"{path}: {name} is {what}, expected float32 {shape[-2:]}; {WHERE_FROM}")
-    return weights
+    return {name: weights[name] for name in names}
 
 
 def read_pretrained(path):
-    """Return {parameter name: float32 array} of a folder in OpenAI's format, or of a Hub safetensors file or folder.
+    """Return the Released model of a folder in OpenAI's format, or of a Hub safetensors file or folder.
 
-    The names are TransformerModel's, with 'positions' [n_ctx, n_embd] and 'tokens' [n_vocab, n_embd] in place of
-    embed.weight. Nothing is unpickled; OpenAI's files are memory-mapped.
+    Nothing is unpickled; OpenAI's files are memory-mapped.
 
     Raises:
         MissingInput, BadInput: a file absent, truncated, of another type, or of shapes that do not add up.
     """
     hub = os.path.join(path, "model.safetensors")
     if os.path.isfile(path):
-        return _read_hub(path)
-    if os.path.isfile(os.path.join(path, "params_shapes.json")):
-        return _read_released(path)
-    if os.path.isfile(hub):
-        return _read_hub(hub)
-    raise MissingInput(f"{path}: no pretrained model there (neither params_shapes.json nor model.safetensors); "
-                       f"{WHERE_FROM}")
+        arrays = _read_hub(path)
+    elif os.path.isfile(os.path.join(path, "params_shapes.json")):
+        arrays = _read_released(path)
+    elif os.path.isfile(hub):
+        arrays = _read_hub(hub)
+    else:
+        raise MissingInput(f"{path}: no pretrained model there (neither params_shapes.json nor model.safetensors); "
+                           f"{WHERE_FROM}")
+    n_ctx, n_embd = arrays["positions"].shape
+    return Released(arrays, n_ctx, len(arrays["tokens"]), n_embd, (len(arrays) - 2) // len(LAYER_NAMES))
 
 
 def write_released(path, flat, shapes):

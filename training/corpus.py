@@ -9,8 +9,7 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from formats.errors import BadInput, MissingInput
-from utils import is_first_process
+from formats.errors import BadInput, MissingInput, is_first_process
 
 
 def read_lines(paths, verbose=True):

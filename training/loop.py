@@ -22,47 +22,9 @@ from formats.errors import BadInput
 from formats.files import load_tensors, make_path, save_tensors
 from utils import ResultLogger, Stopped
 
-PRECISIONS = ("fp32", "bf16")
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
 FREE_ON_RESUME = {"resume", "submit", "analysis", "save_every", "device", "log_dir", "save_dir", "submission_dir",
                   "data_dir", "model_dir", "encoder_path", "bpe_path", "out", "text", "compile"}
-
-
-def add_options(parser, n_iter, n_batch, n_gpu):
-    """Add the options that every training script has, with the given defaults."""
-    run = parser.add_argument_group("the run")
-    run.add_argument("--desc", required=True, help="name of the run; names its log and save folder")
-    run.add_argument("--log_dir", default="log/", help="folder for <desc>.jsonl, the log")
-    run.add_argument("--save_dir", default="save/", help="folder for <desc>/best_params and <desc>/checkpoint")
-    run.add_argument("--seed", type=int, default=42, help="fixes initial weights, order and dropout")
-    run.add_argument("--n_iter", type=int, default=n_iter, help="epochs")
-    run.add_argument("--n_batch", type=int, default=n_batch, help="examples per tower")
-    run.add_argument("--n_gpu", type=int, default=n_gpu,
-                     help="towers; one update takes n_batch * n_gpu examples, on however many devices there are")
-    run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
-    run.add_argument("--precision", choices=PRECISIONS, default="fp32",
-                     help="bf16: matrix products in bfloat16; weights and optimizer stay float32")
-    run.add_argument("--compile", action="store_true", help="compile the blocks with torch.compile (minutes at first)")
-    run.add_argument("--save_every", type=int, default=100,
-                     help="updates between checkpoints, besides the one after each epoch; 0: only those")
-    run.add_argument("--resume", action="store_true", help="continue from <desc>/checkpoint if there is one")
-
-
-RANGES = {"n_iter": (1, None), "n_batch": (1, None), "n_gpu": (1, None), "seed": (0, 2 ** 32 - 1),
-          "save_every": (0, None)}
-
-
-def check_options(args, world):
-    """Check what only several options together can tell.
-
-    Raises:
-        BadInput: a run name that is no file name, or more processes than towers.
-    """
-    if not args.desc or args.desc in (".", "..") or os.path.basename(args.desc) != args.desc or "\0" in args.desc:
-        raise BadInput(f"--desc is {args.desc!r}, expected a plain name without slashes")
-    if world.size > args.n_gpu:
-        raise BadInput(f"{world.size} processes share --n_gpu {args.n_gpu} towers; start at most {args.n_gpu}, or give "
-                       f"--n_gpu {world.size} and a smaller --n_batch")
 
 
 def paths(args):
@@ -75,6 +37,13 @@ def paths(args):
 def autocast(device, precision):
     """Return the context in which a forward pass runs for --precision."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def compile_blocks(args, *lists, dynamic):
+    """Compile the blocks in some lists of modules, if --compile asks for it; dynamic: their lengths vary."""
+    for blocks in lists if args.compile else ():
+        for block in blocks:
+            block.compile(dynamic=dynamic)
 
 
 def seed_tower(seed, update, tower):

@@ -1,0 +1,278 @@
+"""GPT-1 run faster: the original's functions attn, mlp, block and model over the modules of model_pytorch.
+
+    loss, clf_losses = losses(model, x, m, y, lm_coef)      the plain text: loss.double_head_loss(*model(x), ...)
+    logits = task_logits(model, x)                          model(x)[1], in evaluation mode
+    logits = choice_logits(model, x)                        the same for multiple choice
+    loss = lm_loss(model, x)                                model.loss(x)
+
+The functions own no parameter. Over a model they do not know whole (see known.py) they run the plain text. What is
+saved: padding is not computed (packing.py), the vocabulary's logits are never stored (cross_entropy.py), activations
+and norms are computed again in the backward pass and not kept (matmul.py), masks are drawn faster (dropout.py), the
+beginning that choices share is computed once, positions read once are not read again (cache.py).
+
+Letters in the shape comments: those of model_pytorch.py, and
+    n packed positions (see Packing)   r rows wanted   j positions attended to
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from fast.cache import KeysValues
+from fast.cross_entropy import linear_cross_entropy
+from fast.dropout import draw_keep, dropout, look_up, rate
+from fast.known import knows
+from fast.matmul import matmul, matmul_made, matmul_of
+from fast.packing import Packing
+from loss import double_head_loss, task_losses, word_loss
+from model_pytorch import MultipleChoiceHead
+
+
+def conv1d(m, x, source=None):
+    """As Conv1D: [..., nx] -> [..., nf]. source = (f, tensors): x is f(*tensors); they are kept and x recomputed."""
+    return matmul(x, m.w, m.b) if source is None else matmul_made(x, m.w, m.b, *source)
+
+
+def mix(qkv, n_head, scale, p, packing=None, cache=None, keep=None):
+    """Attention between its two products.
+
+    Args:
+        qkv: [b, t, 3d], or packed [n, 3d]. scale: of the scores; None: 1 / sqrt(k). p: dropout's rate.
+        cache: KeysValues of earlier positions, which the new ones see and are added to.
+        keep: dropout's mask [b, h, t, t] if it is drawn already.
+    Returns:
+        [b, t, d], or packed [n, d].
+    """
+    if packing is None:
+        q, k, v = qkv.unflatten(2, (3, n_head, -1)).permute(2, 0, 3, 1, 4)   # [b, t, 3d] -> 3 x [b, h, t, k]
+    else:
+        q, k, v = packing.split_heads(qkv, 3, n_head)                        # [n, 3d] -> 3 x [b, h, t, k]
+    if cache is not None:
+        k, v = cache.extend(k, v)
+    mask = None if packing is None else packing.mask
+    t, j = q.size(2), k.size(2)
+    if 1 < t < j:  # several new positions after earlier ones: the last of them sees all
+        mask = torch.ones(t, j, dtype=torch.bool, device=q.device).tril(j - t)
+    if p and mask is None and q.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):                           # which would make the softmax float32
+            a = attend_with_dropout(q, k, v, scale, p, keep)
+    else:
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and t > 1, scale=scale,
+                                           dropout_p=p)
+    if packing is None:
+        return a.transpose(1, 2).flatten(2)                                  # [b, h, t, k] -> [b, t, d]
+    return packing.merge_heads(a)                                            # [b, h, t, k] -> [n, d]
+
+
+def attend_with_dropout(q, k, v, scale, p, keep=None):
+    """Causal attention, 3 x [b, h, t, k] -> [b, h, t, k].
+
+    Written out: torch has no fused CPU kernel with dropout and takes twice as long.
+    """
+    t = q.size(2)
+    future = torch.full((t, t), -float("inf"), dtype=q.dtype).triu(1)
+    w = ((q * (q.size(3) ** -0.5 if scale is None else scale)) @ k.transpose(2, 3)).add_(future)  # -> [b, h, t, t]
+    return dropout(w.softmax(-1), p, keep) @ v                               # [b, h, t, t] x [b, h, t, k]
+
+
+def attn(m, x, source=None, packing=None, cache=None):
+    """As Attention: [b, t, d] -> [b, t, d], or packed [n, d] -> [n, d]."""
+    p, keep = rate(m.attn_dropout), None
+    if p and packing is not None and packing.mask is None and x.device.type == "cpu":
+        # Drawn once, though mix may be computed again. Pre-training's long sequences would need too much memory.
+        (b, t), h = packing.grid, m.n_head
+        keep = draw_keep((b, h, t, t), p)
+    mixed = partial(mix, n_head=m.n_head, scale=None if m.scale else 1.0, p=p, packing=packing, cache=cache, keep=keep)
+    a = matmul_of(mixed, conv1d(m.c_attn, x, source), m.c_proj.w, m.c_proj.b)
+    return dropout(a, rate(m.resid_dropout))
+
+
+def mlp(m, x, source=None):
+    """As MLP: [..., d] -> [..., d]."""
+    h = matmul_of(m.act, conv1d(m.c_fc, x, source), m.c_proj.w, m.c_proj.b)
+    return dropout(h, rate(m.dropout))
+
+
+def norm(m, x):
+    """As LayerNorm; return also what makes the result again, as conv1d's source."""
+    made = partial(_norm, e=m.e), x, m.g, m.b
+    return _norm(x, m.g, m.b, m.e), made
+
+
+def _norm(x, g, b, e):
+    return F.layer_norm(x, g.shape, g, b, e)
+
+
+def block(m, x, source=None, packing=None, cache=None, only=None):
+    """As Block; with `only`, int [r], just these rows of the packed result: [n, d] -> [r, d].
+
+    Returns:
+        h, and what makes it again.
+    """
+    n, made = norm(m.ln_1, x + attn(m.attn, x, source, packing, cache))
+    if only is not None:
+        n, made = n[only], None
+    return norm(m.ln_2, n + mlp(m.mlp, n, made))
+
+
+def hidden_states(m, x, packing=None, cache=None, only=None):
+    """The final hidden states of a TransformerModel, and the DroppedMatrix [v, d] that their softmax uses.
+
+    Args:
+        x: int [b, t, 2].
+        packing: compute only its positions.
+        cache: a list of KeysValues, one a layer: read earlier positions from them, add these. Under no_grad.
+        only: int [r], with a packing: the rows wanted in the end; the last MLP then leaves out the others.
+    Returns:
+        [b, t, d]; with a packing [n, d], with `only` [r, d].
+    """
+    if cache is not None and torch.is_grad_enabled():
+        raise RuntimeError("a cache of keys and values holds no gradients: call this under torch.no_grad()")
+    m.require_ids(x)
+    if packing is not None:
+        x = packing.pack(x)                                                  # [b, t, 2] -> [n, 2]
+    h, we = look_up(m.embed.weight, x, rate(m.embd_dropout))
+    made = None
+    for i, b in enumerate(m.h):
+        last = i == len(m.h) - 1
+        h, made = block(b, h, made, packing, None if cache is None else cache[i], only if last else None)
+    return (h[only] if only is not None and not len(m.h) else h), we
+
+
+def empty_cache(m, size):
+    """Return a cache for hidden_states that holds up to `size` positions."""
+    return [KeysValues(size) for _ in m.h]
+
+
+def lm_token_scale(m):
+    """The weight of each position's token in the mean of loss.lm_losses.
+
+    Args:
+        m: [b, t], 1 at tokens to learn from; position 0 is predicted by nothing.
+    Returns:
+        float32 [b, t], position 0 always 0.
+    """
+    m = torch.cat([torch.zeros_like(m[:, :1]), m[:, 1:]], 1).float()
+    return m / (m.sum(1, keepdim=True).clamp(min=torch.finfo(m.dtype).tiny) * len(m))
+
+
+def losses(model, x, m, y, lm_coef):
+    """The training loss of a DoubleHeadModel with any head, without computing padding.
+
+    Args:
+        x: int [b, c, t, 2] (or [b, t, 2] for a classifier); m: [b, c, t] (or [b, t]), 1 at tokens the language model
+            learns from; y: see loss.task_losses; lm_coef: weight of the language-model loss.
+    Returns:
+        train_loss: mean(clf_losses) + lm_coef * mean(lm_losses), a scalar.
+        clf_losses: [b].
+    """
+    if not knows(model) or not x.numel():
+        return double_head_loss(*model(x), x, m, y, lm_coef)[:2]
+    model.transformer.require_ids(x)
+    rows, at = x.flatten(0, -3), model.task_head.position(x)                 # [bc, t, 2], [b, c]
+    steps = torch.arange(rows.size(1), device=x.device)
+    scale = lm_token_scale(m.flatten(0, -2))                                 # [bc, t], token predicted AT t
+    if lm_coef == 0:
+        scale = torch.zeros_like(scale)
+    last = torch.maximum(at.flatten(), (scale.ne(0) * steps).amax(1))        # [bc], last position that counts
+    t = int(last.max()) + 1
+    packing = Packing(steps[:t] <= last[:, None])
+    h, we = hidden_states(model.transformer, rows[:, :t], packing)           # [n, d], [v, d]
+    grid = packing.unpack(h)                                                 # [n, d] -> [bc, t, d]
+    pooled = grid[torch.arange(len(grid), device=x.device), at.flatten()]    # [bc, d]
+    clf_losses = task_losses(model.task_head.classify(pooled.unflatten(0, at.shape)), y)
+    loss = clf_losses.mean()
+    if lm_coef:
+        counts = scale[:, 1:t].ne(0)                                         # [bc, t - 1]
+        hidden = grid[:, :-1][counts]                                        # -> [tokens that count, d]
+        targets = rows[:, 1:t, 0][counts].long()
+        loss = loss + linear_cross_entropy(hidden, we.matrix, targets, lm_coef * scale[:, 1:t][counts],
+                                           keep=we.keep, p=we.p)
+    return loss, clf_losses
+
+
+@torch.no_grad()
+def task_logits(model, x):
+    """The task logits of a DoubleHeadModel in evaluation mode, without language-model logits and padding.
+
+    Args:
+        x: int [b, c, t, 2] (or [b, t, 2] for a classifier).
+    Returns:
+        [b, c] for multiple choice, else [b, number of classes].
+    Raises:
+        RuntimeError: something is dropped, or may be: the model is in training mode.
+    """
+    if model.training or any(isinstance(part, torch.nn.Dropout) and rate(part) for part in model.modules()):
+        raise RuntimeError("task_logits is exact only without dropout: call model.eval() first")
+    if not knows(model) or not x.numel():
+        return model(x)[1]
+    if isinstance(model.task_head, MultipleChoiceHead):
+        return _choice_logits(model, x)
+    rows, at = x.flatten(0, -3), model.task_head.position(x)                 # [bc, t, 2], [b, c]
+    t = int(at.max()) + 1
+    packing = Packing(torch.arange(t, device=x.device) <= at.flatten()[:, None])
+    only = packing.rows(torch.arange(len(rows), device=x.device) * t + at.flatten())
+    h, _ = hidden_states(model.transformer, rows[:, :t], packing, only=only)
+    return model.task_head.classify(h.unflatten(0, at.shape))
+
+
+def choice_logits(model, x):
+    """Task logits [b, c] of a DoubleHeadModel for multiple choice; see task_logits. x: int [b, c, t, 2]."""
+    return task_logits(model, x)
+
+
+def _choice_logits(model, x):
+    """Task logits [b, c] of x int [b, c, t, 2], computing the shared beginning once.
+
+    The choices of an example start with the same tokens, whose hidden states are equal as nothing is dropped. They
+    are laid out as one row: beginning, rest of choice 1, rest of choice 2, ...; a mask keeps the choices from seeing
+    each other.
+    """
+    model.transformer.require_ids(x)
+    at = model.task_head.position(x)                                         # [b, c]
+    b, c, t = x.shape[:3]
+    differs = (x != x[:, :1]).any(-1).any(1)                                 # [b, t]
+    shared = torch.where(differs.any(1), differs.int().argmax(1), t)
+    shared = torch.minimum(shared, at.amin(1))                               # [b]
+    own = at + 1 - shared[:, None]                                           # [b, c] lengths of the rests
+    start = shared[:, None] + own.cumsum(1) - own                            # [b, c] columns where they begin
+    end = shared + own.sum(1)                                                # [b]
+    column = torch.arange(int(end.max()), device=x.device)                   # [t'] columns of the new rows
+    part = (column >= start[..., None]).sum(1)                               # [b, t'] 0 shared, 1.. choices
+    choice = (part - 1).clamp(min=0)
+    source = torch.where(part > 0, column - start.gather(1, choice) + shared[:, None], column)
+    keep = column < end[:, None]
+    example = torch.arange(b, device=x.device)[:, None]
+    rows = x[example, choice, source.clamp(max=t - 1)]                       # [b, t', 2]
+    visible = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
+    causal = column[None, :] <= column[:, None]
+    packing = Packing(keep, (visible & causal)[:, None])
+    pooled = packing.rows(example * rows.size(1) + start + own - 1)          # [b, c]
+    h, _ = hidden_states(model.transformer, rows, packing, only=pooled.flatten())  # [bc, d]
+    return model.task_head.classify(h.view(b, c, -1))                        # [b, c, d] -> [b, c]
+
+
+def lm_loss(model, x):
+    """As LMModel.loss: mean cross entropy over positions 1 .. t-1 of x int [b, t, 2], no padding; a scalar in nats."""
+    if not knows(model) or x.size(1) < 2 or not len(x):
+        return model.loss(x)
+    h, we = hidden_states(model.transformer, x)
+    h = h[:, :-1].flatten(0, 1)                                              # [b, t, d] -> [b(t-1), d]
+    targets = x[:, 1:, 0].flatten().long()                                   # [b(t-1)]
+    scale = torch.full(targets.shape, 1 / len(targets), device=h.device)
+    return linear_cross_entropy(h, we.matrix, targets, scale, keep=we.keep, p=we.p)
+
+
+@torch.no_grad()
+def lm_word_loss(model, x):
+    """As loss.word_loss(model(x), ...) of an LMModel in evaluation mode: the sum over tokens 1 .. t-1 of x
+    int [b, t, 2] of the cross entropy among the words alone, in nats; a scalar."""
+    n_words = model.transformer.n_vocab - model.transformer.n_ctx
+    if not knows(model) or not x.numel():
+        return word_loss(model.lm_head(*model.transformer.forward_and_keep(x)), x, n_words)
+    h, we = hidden_states(model.transformer, x)
+    h = h[:, :-1].flatten(0, 1)                                              # [b, t, d] -> [b(t-1), d]
+    return linear_cross_entropy(h, we.matrix[:n_words], x[:, 1:, 0].flatten().long(),
+                                torch.ones(len(h), device=h.device),
+                                keep=None if we.keep is None else we.keep[:n_words], p=we.p)

@@ -1,0 +1,283 @@
+"""T5 run faster: the original's layers as functions over the modules of t5_pytorch.
+
+    loss = training_loss(model, src, targets, z_loss)       the plain text: loss.t5_loss(model(...), targets, z_loss)
+    log_p = target_log_probs(model, src, candidates)        loss.target_log_probs of model(...)
+    ids = generate(model, src, mask)                        t5_decoding.generate
+    ids = beam_search(model, src, mask)                     t5_decoding.beam_search
+
+The functions own no parameter. Over a model they do not know whole (see known.py) they run the plain text. What is
+saved: padding is not computed (packing.py), the vocabulary's logits are never stored (cross_entropy.py), the encoder
+runs once for all candidates, positions read once are not read again (cache.py).
+
+Letters in the shape comments: those of t5_pytorch.py, and
+    n positions that are not padding, of all sequences (see Packing); n stands for b, t where there is none
+"""
+
+import torch
+import torch.nn.functional as F
+
+import loss
+import t5_decoding
+from fast.cache import KeysValues
+from fast.cross_entropy import linear_cross_entropy
+from fast.dropout import rate
+from fast.known import knows
+from fast.matmul import linear
+from fast.packing import Packing
+from t5_pytorch import PAD, additive, masked, relative_position_bucket, require_finite, shift_right
+
+
+def dropout(m, x, packing=None):
+    """As SequenceDropout: one mask for all positions of a sequence. x: [b, t, d], or [n, d] with its packing."""
+    p = rate(m)
+    if p == 0:
+        return x
+    b = len(x) if packing is None else packing.grid[0]
+    noise = F.dropout(x.new_ones(b, x.shape[-1]), p)                            # [b, d]
+    return x * (noise[:, None] if packing is None else noise.index_select(0, packing.sequence))
+
+
+def dense(m, x):
+    """As Dense: [..., in] -> [..., out]."""
+    return linear(x, m.weight)
+
+
+def norm(m, x):
+    """As RMSNorm: [..., d] -> [..., d]."""
+    return F.rms_norm(x, m.scale.shape, m.scale, 1e-6)
+
+
+def relative_bias(table, queries, length, bidirectional):
+    """As Attention.compute_bias, for the last queries alone.
+
+    Args:
+        table: [32, h].
+        queries, length: the queries are the last t = `queries` of j = `length` positions.
+    Returns:
+        [1, h, t, j].
+    """
+    relative = torch.arange(1 - length, queries)  # memory - query; on the CPU, so that rounding is known
+    bucket = relative_position_bucket(relative, bidirectional).to(table.device)
+    by_distance = F.embedding(bucket, table).t()             # [t+j-1, h] -> [h, t+j-1]
+    # The last query sees the first j distances, the one before it those from the second on: unfold
+    # lists these windows, flip puts the first query first.
+    return by_distance.unfold(-1, length, 1).flip(1)[None]   # [h, t+j-1] -> [h, t, j] -> [1, h, t, j]
+
+
+def stack_bias(m, queries, length):
+    """relative_bias by the table of a Stack."""
+    table = m.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    return relative_bias(table, queries, length, bidirectional=not m.is_decoder)
+
+
+def split_heads(x, heads, packing=None):
+    """[b, t, h*k], or packed [n, h*k] -> [b, h, t, k]."""
+    if packing is not None:
+        return packing.split_heads(x, 1, heads).squeeze(0)                      # [n, h*k] -> [b, h, t, k]
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)                         # -> [b, t, h, k] -> [b, h, t, k]
+
+
+def keys_values(m, memory, packing=None):
+    """Keys and values of an Attention: [b, j, d], or packed [n, d] -> two of [b, h, j, k]."""
+    return tuple(split_heads(dense(part, memory), m.heads, packing) for part in (m.k, m.v))
+
+
+def attention(m, x, k, v, bias=None, packing=None):
+    """As Attention, with keys and values made before.
+
+    Args:
+        x: [b, t, d], or [n, d] with its packing; k, v: [b, h, j, k].
+        bias: added to the scores, broadcastable to [b, h, t, j].
+    Returns:
+        The shape of x.
+    """
+    q, p = split_heads(dense(m.q, x), m.heads, packing), rate(m.dropout)
+    if p:
+        # The original drops attention weights with one mask [b, h, 1, j] for all queries. The sum
+        # over j of weight * mask * value is the same when the mask multiplies the values instead.
+        v = v * F.dropout(v.new_ones(*v.shape[:3], 1), p)
+    if bias is not None:
+        bias = bias.to(q.dtype)
+    a = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)      # [b, h, t, k]
+    if packing is not None:
+        return dense(m.o, packing.merge_heads(a))                               # -> [n, h*k] -> [n, d]
+    return dense(m.o, a.transpose(1, 2).flatten(2))                             # -> [b, t, h*k] -> [b, t, d]
+
+
+def dense_relu_dense(m, x, packing=None):
+    """As DenseReluDense; x: [b, t, d], or [n, d] with its packing -> the same shape."""
+    if m.gated:
+        hidden = F.gelu(dense(m.wi_0, x), approximate="tanh") * dense(m.wi_1, x)  # [..., d] -> [..., f]
+    else:
+        hidden = F.relu(dense(m.wi, x))
+    return dense(m.wo, dropout(m.dropout, hidden, packing))
+
+
+def block(m, x, bias, memory=None, memory_bias=None, packing=None, cache=None):
+    """As Block.
+
+    Args:
+        x: [b, t, d], or [n, d] with its packing. bias: as attention's.
+        memory: keys and values of the encoder's output, in a decoder.
+        cache: KeysValues of earlier positions, which x sees too and is added to.
+    Returns:
+        The shape of x.
+    """
+    first = m.layer[0]
+    y = norm(first.layer_norm, x)
+    k, v = keys_values(first.SelfAttention, y, packing)
+    if cache is not None:
+        k, v = cache.extend(k, v)
+    x = x + dropout(first.dropout, attention(first.SelfAttention, y, k, v, bias, packing), packing)
+    if memory is not None:
+        cross = m.layer[1]
+        y = attention(cross.EncDecAttention, norm(cross.layer_norm, x), *memory, memory_bias, packing)
+        x = x + dropout(cross.dropout, y, packing)
+    last = m.layer[-1]
+    y = dense_relu_dense(last.DenseReluDense, norm(last.layer_norm, x), packing)
+    return x + dropout(last.dropout, y, packing)
+
+
+def stack(m, x, mask=None, memory=None, memory_mask=None):
+    """As Stack, without computing padding.
+
+    Args:
+        x: [b, t, d], embedded tokens. mask: bool [b, t], True = keep; None keeps all.
+        memory: [b, s, d], the encoder's output, in a decoder; memory_mask: bool [b, s].
+    Returns:
+        [b, t, d], exactly 0 where mask is False.
+    """
+    m.require_mask(mask, x)
+    packing = memory_packing = memory_bias = None
+    bias = stack_bias(m, x.shape[1], x.shape[1])                                # [1, h, t, t]
+    if m.is_decoder:
+        bias = bias + bias.new_full(bias.shape[2:], masked(bias.dtype)).triu(1)
+    if mask is not None:
+        packing, bias = Packing(mask), bias + additive(mask, bias.dtype)        # -> [b, h, t, t]
+        x = packing.pack(x)
+    if memory_mask is not None:
+        memory_packing, memory_bias = Packing(memory_mask), additive(memory_mask, x.dtype)
+        memory = memory_packing.pack(memory)
+    x = dropout(m.dropout, x, packing)
+    for part in m.block:
+        memory_kv = keys_values(part.layer[1].EncDecAttention, memory, memory_packing) if m.is_decoder else None
+        x = block(part, x, bias, memory_kv, memory_bias, packing)
+    x = dropout(m.dropout, norm(m.final_layer_norm, x), packing)
+    return x if packing is None else packing.unpack(x) * mask[..., None].bool()  # as the original zeroes padding
+
+
+def encode(model, src, mask=None):
+    """As T5.encode: int [b, s], bool [b, s] or None -> [b, s, d]."""
+    return require_finite(stack(model.encoder, model.embed_source(src), mask))
+
+
+def before_logits(model, x):
+    """The decoder's output as the logits want it: scaled by dim^-0.5 when they are tied."""
+    return x * model.dim ** -0.5 if model.tie_logits else x
+
+
+def hidden_states(model, src, tgt, mask=None, tgt_mask=None):
+    """As T5.forward, but before the product with logits_weight(): [b, t, d]."""
+    x = stack(model.decoder, model.embed_target(tgt), tgt_mask, encode(model, src, mask), mask)
+    return before_logits(model, require_finite(x))
+
+
+def _runs(model, *ids):
+    """Whether the fast functions may run: over a model they know, and something to compute."""
+    return knows(model) and all(x.numel() for x in ids)
+
+
+def training_loss(model, src, targets, z_loss=0.0, padded=True):
+    """The original's training loss, see loss.t5_loss.
+
+    Args:
+        src: int [b, s]; targets: int [b, t], both padded with PAD.
+        padded: False promises that neither has padding.
+    Returns:
+        a scalar, in nats.
+    """
+    mask, tgt_mask = (src != PAD, targets != PAD) if padded else (None, None)
+    if not _runs(model, src, targets):
+        return loss.t5_loss(model(src, shift_right(targets), mask, tgt_mask), targets, z_loss)
+    hidden = hidden_states(model, src, shift_right(targets), mask, tgt_mask).flatten(0, 1)      # [b, t, d] -> [b*t, d]
+    scale = (targets != PAD).flatten().float() / targets.numel()
+    return linear_cross_entropy(hidden, model.logits_weight(), targets.flatten().long(), scale, z_loss)
+
+
+def target_log_probs(model, src, candidates):
+    """The log-probability of each candidate target given each source, [b, c]; the encoder runs once a source.
+
+    Args:
+        src: int [b, s]; candidates: int [c, t], both padded with PAD.
+    """
+    (b, _), (c, _) = src.shape, candidates.shape
+    mask, targets = src != PAD, candidates.repeat(b, 1)                          # [bc, t]
+    if not _runs(model, src, candidates):
+        logits = model(src.repeat_interleave(c, 0), shift_right(targets), mask.repeat_interleave(c, 0), targets != PAD)
+        return loss.target_log_probs(logits, targets).view(b, c)
+    memory = encode(model, src, mask).repeat_interleave(c, 0)                    # [b, s, d] -> [bc, s, d]
+    x = stack(model.decoder, model.embed_target(shift_right(targets)), targets != PAD, memory,
+              mask.repeat_interleave(c, 0))                                      # [bc, t, d]
+    logits = linear(before_logits(model, x), model.logits_weight())
+    return loss.target_log_probs(logits, targets).view(b, c)
+
+
+class Decoder:
+    """As t5_decoding.Decoder, with cached keys and values.
+
+    The beams of a source stand where a sequence's positions stand otherwise, [b, n, d]. So
+    cross-attention reads one copy of the source's keys and values, and so does self-attention: its
+    cache holds the positions of all beams, position by position, and each beam has a mask of the
+    entries that are its own past. When beams are reordered, only that mask moves.
+
+    Args:
+        model: a T5; src: int [b, s]; mask: bool [b, s] or None; length: most positions; beams: n.
+    """
+
+    def __init__(self, model, src, mask, length, beams=1):
+        self.model, self.beams, self.length, self.position = model, beams, length, 0
+        memory = encode(model, src, mask)
+        self.memory = [keys_values(part.layer[1].EncDecAttention, memory) for part in model.decoder.block]
+        self.memory_bias = None if mask is None else additive(mask, memory.dtype)
+        self.caches = [KeysValues(length * beams) for _ in model.decoder.block]
+        self.bias = stack_bias(model.decoder, 1, length).repeat_interleave(beams, dim=-1)  # [1, h, 1, length*n]
+        self.past = None
+        if beams > 1:
+            self.past = self.bias.new_full((len(src), 1, beams, length * beams), masked(self.bias.dtype))
+
+    def step(self, tokens, parents=None):
+        """Read one more token per beam.
+
+        Args:
+            tokens: int [b, n].
+            parents: int [b, n], the beam each continues; None: each itself.
+        Returns:
+            logits of the next token, float [b, n, v].
+        """
+        model, n, end = self.model, self.beams, (self.position + 1) * self.beams
+        bias = self.bias[..., (self.length - self.position - 1) * n:]           # [1, h, 1, end]
+        if n > 1:
+            if parents is not None:
+                self.past = self.past.gather(2, parents[:, None, :, None].expand_as(self.past))
+            self.past[:, 0, :, end - n:end].diagonal(dim1=1, dim2=2).zero_()
+            bias = bias + self.past[..., :end]                                  # [b, h, n, end]
+        x = model.embed_target(tokens)                                          # [b, n, d]
+        for part, memory, cache in zip(model.decoder.block, self.memory, self.caches, strict=True):
+            x = block(part, x, bias, memory, self.memory_bias, cache=cache)
+        self.position += 1
+        x = before_logits(model, require_finite(norm(model.decoder.final_layer_norm, x)))
+        return linear(x, model.logits_weight()).float()
+
+
+def _decoder(model, src):
+    return Decoder if _runs(model, src) else t5_decoding.Decoder
+
+
+def generate(model, src, *args, **kwargs):
+    """As t5_decoding.generate, with cached keys and values."""
+    return t5_decoding.generate(model, src, *args, decoder=_decoder(model, src), **kwargs)
+
+
+def beam_search(model, src, *args, **kwargs):
+    """As t5_decoding.beam_search, with cached keys and values."""
+    return t5_decoding.beam_search(model, src, *args, decoder=_decoder(model, src), **kwargs)

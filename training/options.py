@@ -1,0 +1,142 @@
+"""The options that several training scripts share, in groups, with their ranges.
+
+A script calls the add_ functions it needs, then require_ranges with the ranges of the same groups.
+"""
+
+import os
+
+from formats.errors import BadInput
+from model_pytorch import ACT_FNS
+from opt import SCHEDULES
+from t5_pytorch import FEED_FORWARD_KINDS
+
+PRECISIONS = ("fp32", "bf16")
+BELOW_ONE = (0, 1 - 1e-9)
+
+RUN_RANGES = {"n_iter": (1, None), "n_batch": (1, None), "n_gpu": (1, None), "seed": (0, 2 ** 32 - 1),
+              "save_every": (0, None)}
+ADAM_RANGES = {"lr": (0, None), "l2": (0, None), "b1": BELOW_ONE, "b2": BELOW_ONE, "e": (0, None)}
+GPT_SIZE_RANGES = {"n_embd": (1, None), "n_head": (1, None), "n_layer": (1, None), "embd_pdrop": BELOW_ONE,
+                   "attn_pdrop": BELOW_ONE, "resid_pdrop": BELOW_ONE}
+
+# option of the T5 scripts -> arguments of T5 it sets, for a model of one's own size
+T5_SIZES = {"d_model": ("dim",), "d_ff": ("d_ff",), "n_head": ("enc_heads", "dec_heads"),
+            "d_kv": ("enc_dim_head", "dec_dim_head"), "n_layer": ("enc_depth", "dec_depth")}
+
+
+def add_run_options(parser, n_iter, n_batch, n_gpu):
+    """Add the options that every training script has, with the given defaults."""
+    run = parser.add_argument_group("the run")
+    run.add_argument("--desc", required=True, help="name of the run; names its log and save folder")
+    run.add_argument("--log_dir", default="log/", help="folder for <desc>.jsonl, the log")
+    run.add_argument("--save_dir", default="save/", help="folder for <desc>/best_params and <desc>/checkpoint")
+    run.add_argument("--seed", type=int, default=42, help="fixes initial weights, order and dropout")
+    run.add_argument("--n_iter", type=int, default=n_iter, help="epochs")
+    run.add_argument("--n_batch", type=int, default=n_batch, help="examples per tower")
+    run.add_argument("--n_gpu", type=int, default=n_gpu,
+                     help="towers (the original's word for the parts of an update): one update takes n_batch * n_gpu "
+                          "examples, on however many devices there are")
+    add_device_option(run)
+    run.add_argument("--precision", choices=PRECISIONS, default="fp32",
+                     help="bf16: matrix products in bfloat16; weights and optimizer stay float32")
+    add_plain_option(run)
+    run.add_argument("--compile", action="store_true",
+                     help="compile the plain text's blocks with torch.compile (minutes at first); implies --plain")
+    run.add_argument("--save_every", type=int, default=100,
+                     help="updates between checkpoints, besides the one after each epoch; 0: only those")
+    run.add_argument("--resume", action="store_true", help="continue from <desc>/checkpoint if there is one")
+
+
+def add_device_option(parser):
+    """Add --device."""
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="auto: CUDA where there is one")
+
+
+def add_plain_option(parser):
+    """Add --plain."""
+    parser.add_argument("--plain", action="store_true",
+                        help="run the papers' text as it stands, without fast/: the same numbers, slower")
+
+
+def check_run_options(args, world):
+    """Check what only several options together can tell, and let --compile imply --plain.
+
+    Raises:
+        BadInput: a run name that is no file name, or more processes than towers.
+    """
+    if not args.desc or args.desc in (".", "..") or os.path.basename(args.desc) != args.desc or "\0" in args.desc:
+        raise BadInput(f"--desc is {args.desc!r}, expected a plain name without slashes")
+    if world.size > args.n_gpu:
+        raise BadInput(f"{world.size} processes share --n_gpu {args.n_gpu} towers; start at most {args.n_gpu}, or give "
+                       f"--n_gpu {world.size} and a smaller --n_batch")
+    args.plain = args.plain or args.compile
+
+
+def add_adam_options(parser, lr, lr_schedule):
+    """Add the options of opt.OpenAIAdam that fine-tuning and pre-training share; return the group."""
+    o = parser.add_argument_group("the optimizer")
+    o.add_argument("--lr", type=float, default=lr, help="peak learning rate")
+    o.add_argument("--lr_schedule", choices=tuple(SCHEDULES), default=lr_schedule, help="course of the rate")
+    o.add_argument("--max_grad_norm", type=float, default=1.0, help="limit of the global gradient norm; 0: none")
+    o.add_argument("--l2", type=float, default=0.01, help="weight decay of all but biases and gains")
+    o.add_argument("--b1", type=float, default=0.9, help="Adam's decay rate of the mean")
+    o.add_argument("--b2", type=float, default=0.999, help="Adam's decay rate of the square")
+    o.add_argument("--e", type=float, default=1e-8, help="Adam's epsilon")
+    return o
+
+
+def add_gpt_size_options(group):
+    """Add sizes, activation and dropouts of a GPT."""
+    group.add_argument("--n_embd", type=int, default=768, help="width of the hidden states")
+    group.add_argument("--n_head", type=int, default=12, help="attention heads")
+    group.add_argument("--n_layer", type=int, default=12, help="blocks")
+    group.add_argument("--afn", choices=tuple(ACT_FNS), default="gelu", help="activation function")
+    for part, where in (("embd", "entries of the embedding matrix"), ("attn", "attention weights"),
+                        ("resid", "outputs of attention and MLP")):
+        group.add_argument(f"--{part}_pdrop", type=float, default=0.1, help=f"dropout probability of {where}")
+
+
+def check_gpt_sizes(args):
+    """Raise BadInput where n_head does not divide n_embd."""
+    if args.n_embd % args.n_head:
+        raise BadInput(f"--n_head is {args.n_head}, which does not divide --n_embd {args.n_embd}")
+
+
+def add_t5_size_options(group, note):
+    """Add the sizes of a T5 of one's own; note: when they may be given."""
+    group.add_argument("--d_model", type=int, help=f"width ({note})")
+    group.add_argument("--d_ff", type=int, help=f"inner width of the feed-forward layers ({note})")
+    group.add_argument("--n_head", type=int, help=f"attention heads ({note})")
+    group.add_argument("--d_kv", type=int, help=f"size of a head ({note})")
+    group.add_argument("--n_layer", type=int, help=f"blocks of each stack ({note})")
+    group.add_argument("--feed_forward", choices=FEED_FORWARD_KINDS,
+                       help=f"feed-forward layer; with gated-gelu the logits have weights of their own ({note})")
+
+
+def given_t5_sizes(args):
+    """Return the names of the options of add_t5_size_options that were given."""
+    return [name for name in (*T5_SIZES, "feed_forward") if getattr(args, name) is not None]
+
+
+def t5_size_ranges(args):
+    """Return the ranges of those that were given."""
+    return {name: (1, None) for name in given_t5_sizes(args) if name != "feed_forward"}
+
+
+def own_t5_size(config, args, n_tokens):
+    """Return constructor arguments of T5 changed by the options that were given, for a model without weights.
+
+    Args:
+        config: constructor arguments to start from.
+        args: parsed options of add_t5_size_options, each None where not given.
+        n_tokens: ids of the vocabulary, sentinels included; rounded up to a multiple of 128, as in the original.
+    """
+    config = dict(config)
+    for option, arguments in T5_SIZES.items():
+        if getattr(args, option) is not None:
+            config.update(dict.fromkeys(arguments, getattr(args, option)))
+    if args.feed_forward is not None:
+        config.update(feed_forward=args.feed_forward, tie_logits=args.feed_forward == "relu")
+    config.update(dict.fromkeys(("enc_num_tokens", "dec_num_tokens"), -(-n_tokens // 128) * 128))
+    return config

@@ -1,0 +1,93 @@
+"""What pretrain.py and pretrain_t5.py share besides the loop: where the model goes, evaluation, the ending."""
+
+import os
+import zlib
+
+import torch
+
+from formats.errors import BadInput
+from formats.files import load_tensors
+from training import corpus, loop
+
+
+def add_corpus_options(parser, what_is_kept):
+    """Add the options about text and folders; return the group of the data and the group of the model."""
+    data = parser.add_argument_group("data")
+    data.add_argument("--text", nargs="+", required=True, metavar="FILE", help="plain text files in UTF-8")
+    data.add_argument("--held_out", type=float, default=0.01, help="share of the text, its end, for evaluation")
+    model = parser.add_argument_group("the model")
+    model.add_argument("--model_dir", required=True, help="folder to write the model to")
+    model.add_argument("--init_dir", help=f"folder of a model to start from; {what_is_kept}")
+    return data, model
+
+
+CORPUS_RANGES = {"held_out": (1e-9, 0.5)}
+
+
+def check_corpus_options(args, names):
+    """Check that the text is there, and that no model is where the new one goes.
+
+    Args:
+        names: files that a model folder has.
+    Raises:
+        MissingInput, BadInput: naming the file.
+    """
+    corpus.require_files(args.text)
+    continues = args.resume and os.path.isfile(loop.paths(args)["checkpoint"])
+    taken = [name for name in names if os.path.exists(os.path.join(args.model_dir, name))]
+    if taken and not continues:
+        raise BadInput(f"--model_dir {args.model_dir} holds a model already ({taken[0]}), which would be lost; "
+                       "give another folder, or delete that one")
+
+
+def vocabulary_folder(args):
+    """Return the folder of the run, where the vocabulary waits for the model."""
+    return os.path.dirname(loop.paths(args)["checkpoint"])
+
+
+def mean_cost(arrays, batch_cost, n_tokens, args, world):
+    """Return the mean cost of a token, in nats; the batches are shared out among the processes.
+
+    Args:
+        arrays: arrays of equal length, rows of examples.
+        batch_cost: function of a batch of each array returning the sum over its tokens, a scalar tensor.
+        n_tokens: tokens that are predicted in all.
+    """
+    total = torch.zeros((), device=world.device)
+    for start in range(world.rank * args.n_batch, len(arrays[0]), world.size * args.n_batch):
+        with loop.autocast(world.device, args.precision):
+            total += batch_cost(*(array[start:start + args.n_batch] for array in arrays))
+    return world.sum(total).item() / n_tokens
+
+
+def make_evaluation(cost, unigram):
+    """Return the function that loop.train calls to evaluate.
+
+    Args:
+        cost: function of 'tr' or 'va' returning the mean cost of a token in nats.
+        unigram: perplexity of predicting each token by its frequency.
+    """
+    def evaluate():
+        tr_cost, va_cost = cost("tr"), cost("va")
+        return dict(tr_cost=tr_cost, va_cost=va_cost, tr_ppl=corpus.perplexity_of(tr_cost),
+                    va_ppl=corpus.perplexity_of(va_cost), unigram_ppl=unigram), -va_cost
+
+    return evaluate
+
+
+def train(args, model, optimizer, train_part, held_out, tower_loss, evaluate, world):
+    """Run the loop over sequences [n, length], then put the best parameters into the model.
+
+    The arguments are those of loop.train.
+    """
+    fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train_part.tobytes()))
+    orders = loop.SeededOrders(args.seed, args.n_iter, len(train_part))
+    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
+    world.wait()  # the first process has written the best parameters
+    model.load_state_dict(load_tensors(loop.paths(args)["best"], map_location=world.device))
+
+
+def print_ending(args, script, options=""):
+    """Say where the model is and how to fine-tune it."""
+    print(f"wrote {args.model_dir}; fine-tune it with: python {script} --desc NAME --data_dir DATA --submit "
+          f"--analysis --model_dir {args.model_dir}{options}")
