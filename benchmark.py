@@ -11,7 +11,7 @@ the peak memory of the two processes, and our useful work as a share of the mach
 after each pair, since it varies as much as everything else.
 
 Both sides run as their users run them. Ours has what our scripts do: training lays large blocks apart for its first
-update and keeps freed memory from then on (see utils.py; --same_malloc gives both to both), an evaluation has one
+update and keeps freed memory from then on (see fast/memory.py; --same_malloc gives both to both), an evaluation has one
 autocast context for all batches.
 
 Weights are random, and where both sides must do the same work they are the same. Batches have the shape of
@@ -33,16 +33,16 @@ import time
 import numpy as np
 import torch
 
+import fast.gpt
+import fast.t5
 import opt
-import t5_decoding
 from fast.matmul import matmul
 from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart
 from formats.errors import BadInput
 from formats.files import write_atomically
 from generate import generate_gpt
-from loss import linear_cross_entropy
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict
-from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, checkpoint_names, shift_right
+from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, checkpoint_names
 from utils import OneLineParser, run_script
 
 FULL = dict(n_embd=768, n_head=12, n_layer=12, n_vocab=40478, stories=8, new_tokens=64, t5="small", t5_depth=6,
@@ -117,7 +117,7 @@ def gpt_train(side, size, device, dtype, towers=1):
         optimizer = our_adam(model)
 
         def loss_of(x, m, y):
-            return model.losses(x, m, y, 0.5)[0] / towers
+            return fast.gpt.losses(model, x, m, y, 0.5)[0] / towers
     else:
         model = their_gpt(size, device, "OpenAIGPTDoubleHeadsModel")
         optimizer = torch.optim.AdamW(model.parameters(), 6.25e-5)
@@ -163,7 +163,7 @@ def gpt_evaluate(side, size, device, dtype):
     @torch.no_grad()
     def ours():
         with autocast(device, dtype):  # one context for all batches, as in train.py
-            return [model.choice_logits(x) for x in inputs]
+            return [fast.gpt.choice_logits(model, x) for x in inputs]
 
     @torch.no_grad()
     def theirs():
@@ -239,9 +239,7 @@ def t5_train(side, size, device, dtype):
         optimizer = opt.Adafactor(model.parameters(), lr=1e-3)
 
         def loss_of():
-            hidden = model.hidden_states(src, shift_right(targets), src != PAD, targets != PAD).flatten(0, 1)
-            scale = (targets != PAD).flatten().float() / (targets != PAD).sum()
-            return linear_cross_entropy(hidden, model.logits_weight(), targets.flatten(), scale, 1e-4)
+            return fast.t5.training_loss(model, src, targets, 1e-4)
     else:
         from transformers import Adafactor
         optimizer = Adafactor(model.parameters(), lr=1e-3, scale_parameter=True, relative_step=False)
@@ -269,8 +267,8 @@ def t5_decode(side, size, device, batch, beams):
         encoder, decoder = t5_matrix_weights(size)
         operations = 2 * (encoder * int((src != PAD).sum()) + decoder * batch * beams * new)
         if beams > 1:
-            return lambda: t5_decoding.beam_search(model, src, src != PAD, new, beams), operations
-        return lambda: t5_decoding.generate(model, src, src != PAD, new), operations
+            return lambda: fast.t5.beam_search(model, src, src != PAD, new, beams), operations
+        return lambda: fast.t5.generate(model, src, src != PAD, new), operations
     return lambda: model.generate(src, attention_mask=(src != PAD).long(), max_new_tokens=new, min_new_tokens=new,
                                   num_beams=beams, do_sample=False), 0
 
@@ -392,7 +390,7 @@ def fine_tuning_on_gpu(size):
                 first = (update % 46) * 32 + tower * 8
                 rows = slice(first, first + 8)
                 with autocast("cuda", dtype):
-                    loss = model.losses(x[rows], m[rows], y[rows], 0.5)[0] / 4
+                    loss = fast.gpt.losses(model, x[rows], m[rows], y[rows], 0.5)[0] / 4
                 loss.backward()
             optimizer.step()
         torch.cuda.synchronize()

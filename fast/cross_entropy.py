@@ -10,6 +10,7 @@ F.cross_entropy of hidden @ weight.T (tests/test_cross_entropy.py).
 import torch
 import torch.nn.functional as F
 
+from fast.autograd import first_derivatives_only
 from fast.matmul import ROW_MULTIPLE, matmul
 
 # N tokens (n of one part), V rows of the vocabulary (v of one piece), D width of the hidden states
@@ -93,7 +94,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only
     def backward(ctx, d_total):
         if ctx.gradients is None:
             raise RuntimeError("the fast loss hands its gradients out once; for a second backward over one graph take "

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fast.autograd import first_derivatives_only
+
 SLICE = 1 << 17   # entries whose random bits stay in the cache of the core that draws them
 STREAM = 1 << 21  # entries of one generator; several generators work at the same time
 
@@ -110,7 +112,7 @@ class _DroppedLookup(torch.autograd.Function):
         return (weight[x] * kept).sum(-2).div_(1 - p), weight.view_as(weight)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only
     def backward(ctx, d_h, d_weight):
         x, kept = ctx.saved_tensors
         if d_weight is None:  # no softmax

@@ -10,6 +10,8 @@ of GPT-1: 2 to 3 times as fast from 64 rows on, 1.6 to 5 times for 1 to 8 rows.
 import torch
 import torch.nn.functional as F
 
+from fast.autograd import first_derivatives_only
+
 # oneDNN compiles a kernel for every number of rows it meets and keeps it: about 1 ms and 0.6 MB each.
 # Whoever has batches of ever new sizes rounds them up to a multiple of this.
 ROW_MULTIPLE = 32
@@ -111,7 +113,7 @@ class _MadeProduct(torch.autograd.Function):
         return matmul(x, w, b)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only
     def backward(ctx, d_y):
         w, *tensors = ctx.saved_tensors
         with torch.autocast(d_y.device.type, enabled=False):  # as in the forward pass, see _keeps_everything
@@ -147,7 +149,7 @@ class _RecomputedProduct(torch.autograd.Function):
         return matmul(function(x), w, b)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only
     def backward(ctx, d_y):
         x, w = ctx.saved_tensors
         x = x.detach().requires_grad_()

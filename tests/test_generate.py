@@ -38,11 +38,32 @@ def folder(tmp_path):
 @pytest.mark.parametrize("b, t", [(1, 1), (3, 5), (2, 16), (1, 40)])
 def test_cached_equals_uncached_id_for_id(b, t, settings):
     model = model_of()
-    ids = torch.randint(93, (b, t))
+    ids = torch.randint(93, (b, t), generator=torch.Generator().manual_seed(2))
     runs = [generate.generate_gpt(model, ids, 23, **settings, cached=cached, generator=torch.Generator().manual_seed(3))
             for cached in (True, False)]
     assert torch.equal(*runs) and runs[0].shape == (b, 23) and runs[0].max() < 93
     assert runs[0].unique().numel() > 2
+
+
+def test_every_module_keeps_its_mode_and_the_ids_are_ordinary():
+    model, ids = model_of().train(), torch.randint(93, (2, 5))
+    model.transformer.h[1].eval()
+    modes = [module.training for module in model.modules()]
+    new = generate.generate_gpt(model, ids, 4)
+    assert [module.training for module in model.modules()] == modes and not new.is_inference()
+    assert torch.equal(new, generate.generate_gpt(model_of(), ids, 4))  # and nothing was dropped
+    model.loss(generate.with_positions(torch.cat([ids, new], 1), 0, 93)).backward()
+
+
+def test_a_replaced_head_is_used_and_said(capsys):
+    model, ids = model_of(), torch.randint(93, (2, 5))
+    usual = generate.generate_gpt(model, ids, 4)
+    head = torch.nn.Linear(18, 109, bias=False)
+    torch.nn.init.zeros_(head.weight)
+    model.lm_head.decoder = head
+    new = generate.generate_gpt(model, ids, 4)
+    assert not torch.equal(new, usual) and not new.any()  # all logits are equal: the first id wins
+    assert "LMModel.lm_head.decoder has a weight of its own" in capsys.readouterr().err
 
 
 def test_greedy_takes_the_most_probable_word(capsys):

@@ -7,7 +7,6 @@ import torch
 
 from fast import matmul as matmul_module
 from fast.matmul import matmul, matmul_made, matmul_of
-from fast.packing import Packing
 
 ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN: one path only")
 
@@ -76,45 +75,6 @@ def test_second_derivative_is_the_plain_one():
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("lengths", [(3, 9, 1), (40, 40, 40), (33, 31, 40), (1, 1, 1)])
-def test_packing_keeps_every_kept_position_once_in_order(lengths):
-    keep = torch.arange(40) < torch.tensor(lengths)[:, None]
-    packing = Packing(keep)
-    x = torch.randn(3, 40, 5)
-    packed = packing.pack(x)
-    assert len(packed) % 32 == 0 or len(packed) == keep.numel()
-    assert sum(lengths) <= len(packed) < sum(lengths) + 32
-    assert torch.equal(packed[:sum(lengths)], x[keep])
-    assert torch.equal(packing.unpack(packed)[keep], x[keep])
-    assert torch.equal(packing.sequence[:sum(lengths)], keep.nonzero()[:, 0])
-
-
-@pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("lengths", [(3, 9, 1), (13, 13, 13), (13, 2, 7), (13, 0, 7), (0, 0, 0)])
-def test_heads_of_packed_vectors_are_those_of_the_grid(parts, lengths):
-    keep = torch.arange(13) < torch.tensor(lengths)[:, None]
-    packing = Packing(keep)
-    x = torch.randn(len(packing.index), parts * 5 * 7, requires_grad=True)
-    computed = torch.zeros(3 * 13).index_fill_(0, packing.index, 1).view(3, 1, 13, 1)
-    weigh = torch.randn(parts, 3, 5, 13, 7)          # also of what nobody may use: it has no gradient
-    heads = packing.split_heads(x, parts, 5)
-    plain = packing.unpack(x).view(3, 13, parts, 5, 7).permute(2, 0, 3, 1, 4)
-    assert heads.shape == plain.shape and torch.equal(heads * computed, plain)
-    assert heads.isfinite().all()                    # where nothing was computed, too
-    for part, plain_part in zip(heads, plain, strict=True):
-        assert torch.equal(packing.merge_heads(part), packing.pack(plain_part.transpose(1, 2).flatten(2)))
-    got, want = (torch.autograd.grad((h * weigh).sum(), x)[0] for h in (heads, plain))
-    assert torch.equal(got, want)
-
-    if 0 in lengths:
-        assert torch.equal(heads, plain)             # 0 where there is nothing else to attend to
-    a = torch.randn(3, 5, 13, 7, requires_grad=True)
-    weigh = torch.randn(len(packing.index), 35)
-    got, want = (torch.autograd.grad((rows * weigh).sum(), a)[0] for rows in
-                 (packing.merge_heads(a), packing.pack(a.transpose(1, 2).flatten(2))))
-    assert torch.equal(got, want)
-
-
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_product_of_a_recomputed_value_has_the_plain_gradients(dtype, bias):
@@ -158,3 +118,26 @@ def test_product_of_a_made_value_has_the_plain_gradients_without_keeping_it(dtyp
     y = matmul_made(x, w, b, torch.sigmoid, torch.randn(3, 5))
     del x
     assert kept() is None
+
+
+@pytest.mark.parametrize("kind", ["made", "recomputed"])
+def test_what_is_computed_again_is_what_was_computed(kind):
+    """Autocast in the backward pass alone changes nothing, and a tensor that changed in between is noticed."""
+    source, w, b = operands((3, 17), 5, 11, False, True)
+
+    def run(autocast, change=False):
+        leaves = [t.detach().clone().requires_grad_() for t in (source, w, b)]
+        if kind == "made":
+            y = matmul_made(leaves[0].sigmoid(), leaves[1], leaves[2], torch.sigmoid, leaves[0])
+        else:
+            y = matmul_of(torch.sigmoid, *leaves)
+        if change:
+            with torch.no_grad():
+                leaves[0].add_(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            return torch.autograd.grad(y.sin().sum(), leaves)
+
+    for ours, expected in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        run(False, change=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gpt_golden import as_tf, batch_of, config_of, model_of, no_dropout, variables
+from small_gpt import enlarge, lm_batch, small_lm, small_model, story_batch
 from torch._dynamo.testing import CompileCounter
 
 import loss
@@ -11,7 +12,6 @@ from model_pytorch import (
     ACT_FNS,
     DEFAULT_CONFIG,
     TASK_HEADS,
-    Cache,
     ClfHead,
     Conv1D,
     DoubleHeadModel,
@@ -46,18 +46,6 @@ def test_plain_path_equals_the_original(golden, case, train_mode):
     check_gradients(model, z)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_fast_losses_equal_the_original(golden, case):
-    z = np.load(golden / "gpt" / f"{case}.npz")
-    model, c = model_of(z), config_of(z)
-    x, m, y = batch_of(z)
-    total, clf = model.losses(x, m, y, c["lm_coef"])
-    np.testing.assert_allclose(clf.detach().numpy(), z["clf_losses"], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(total.item(), z["train_loss"], atol=1e-5, rtol=0)
-    total.backward()
-    check_gradients(model, z)
-
-
 def check_gradients(model, z):
     squares = 0.0
     for name, p in variables(model).items():
@@ -65,74 +53,6 @@ def check_gradients(model, z):
         np.testing.assert_allclose(as_tf(p.grad, want), want, atol=2e-5, rtol=0, err_msg=name)
         squares += p.grad.double().square().sum().item()
     np.testing.assert_allclose(squares ** 0.5, z["grad_global_norm"], rtol=1e-5)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_choice_logits_equal_the_original(golden, case):
-    z = np.load(golden / "gpt" / f"{case}.npz")
-    model = model_of(z).eval()
-    x, _, _ = batch_of(z)
-    np.testing.assert_allclose(model.choice_logits(x).numpy(), z["clf_logits"], atol=2e-5, rtol=0)
-    with pytest.raises(RuntimeError, match="eval"):
-        model.train().choice_logits(x)
-
-
-def story_batch(seed, examples=5, choices=2, n_vocab=97, n_ctx=23):
-    """Examples whose choices share a beginning of random length; some sequences fill n_ctx."""
-    g = np.random.default_rng(seed)
-    x = np.zeros((examples, choices, n_ctx, 2), np.int64)
-    m = np.zeros((examples, choices, n_ctx), np.float32)
-    x[..., 1] = n_vocab + 3 + np.arange(n_ctx)
-    for i in range(examples):
-        story = g.integers(1, n_vocab, g.integers(1, n_ctx - 9))
-        for j in range(choices):
-            rest = g.integers(1, n_vocab, n_ctx - 3 - len(story) if i == j == 0 else g.integers(1, 6))
-            tokens = [n_vocab, *story, n_vocab + 1, *rest, n_vocab + 2]
-            x[i, j, :len(tokens), 0] = tokens
-            m[i, j, :len(tokens)] = 1
-    return torch.from_numpy(x), torch.from_numpy(m), torch.from_numpy(g.integers(0, choices, examples))
-
-
-def small_model(seed=0, n_vocab=97, n_ctx=23, **settings):
-    torch.manual_seed(seed)
-    cfg = no_dropout(**(dict(n_embd=36, n_head=3, n_layer=2) | settings))
-    return DoubleHeadModel(cfg, n_vocab + 2, "multiple_choice", vocab=n_vocab + 3 + n_ctx, n_ctx=n_ctx)
-
-
-def enlarge(model, factor=8):
-    """Weights large enough that every input matters."""
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.ndim > 1 and "embed" not in name:
-                p *= factor
-    return model
-
-
-@pytest.mark.parametrize("choices", [2, 3])
-@pytest.mark.parametrize("lm_coef", [0.0, 0.5])
-def test_fast_paths_equal_plain_path(lm_coef, choices):
-    model = enlarge(small_model()).double()
-    x, m, y = story_batch(1, choices=choices)
-    want, want_clf, _ = loss.double_head_loss(*model(x), x, m.double(), y, lm_coef)
-    want.backward()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
-    model.zero_grad()
-    got, clf = model.losses(x, m, y, lm_coef)
-    got.backward()
-    np.testing.assert_allclose(got.item(), want.item(), rtol=1e-6)
-    np.testing.assert_allclose(clf.detach(), want_clf.detach(), rtol=1e-6)
-    largest = max(g.abs().max() for g in gradients.values())
-    for n, p in model.named_parameters():
-        np.testing.assert_allclose(p.grad, gradients[n], rtol=1e-5, atol=1e-6 * largest, err_msg=n)
-    np.testing.assert_allclose(model.eval().choice_logits(x), model(x)[1].detach(), atol=1e-10)
-
-
-def test_choice_logits_when_choices_are_equal():
-    model = enlarge(small_model()).eval()
-    x, _, _ = story_batch(2)
-    x[1, 1] = x[1, 0]                 # the whole sequence is shared
-    x[2, :, :, 0][x[2, :, :, 0] == 99] = 5  # no classify token: position 0 is pooled
-    np.testing.assert_allclose(model.choice_logits(x), model(x)[1].detach(), atol=1e-5)
 
 
 def test_later_tokens_do_not_change_earlier_outputs():
@@ -147,37 +67,40 @@ def test_later_tokens_do_not_change_earlier_outputs():
 
 def test_embedding_dropout_acts_on_the_matrix_once_per_forward():
     model = small_model(embd_pdrop=0.4)
-    seen = []
-    look_up = model.transformer.look_up
-    model.transformer.look_up = lambda x: seen.append((x, *look_up(x))) or seen[-1][1:]
-    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1]))
     x, _, _ = story_batch(4)
+    seen = []
+    model.transformer.embd_dropout.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model.transformer.h[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.extend([*inputs, output]))
     model(x)
-    ids, h, dropped_we = seen[0]
-    assert seen[1] is dropped_we                           # the looked-up matrix is the one used as softmax weights
-    matrix = dropped_we.written_out()
-    torch.testing.assert_close(h, matrix[ids].sum(-2))
-    model.losses(x, torch.ones(x.shape[:-1]), torch.zeros(len(x)), 0.5)
-    assert len(seen) == 3 and not torch.equal(matrix, seen[2][2].written_out())  # and every forward draws anew
-    we = model.transformer.embed.weight
-    dropped = matrix == 0
+    keep, h0, h, again, logits = seen
+    assert keep is again                                   # the mask of the lookup is the one of the softmax
+    matrix = model.transformer.embed.weight * keep
+    torch.testing.assert_close(h0, matrix[x.flatten(0, 1)].sum(2))
+    torch.testing.assert_close(logits, h[:, :-1].flatten(0, 1) @ matrix.T, rtol=1e-5, atol=1e-6)
+    model(x)
+    assert not torch.equal(seen[5], keep)                  # and every forward draws anew
+    dropped = keep == 0
     assert 0.35 < dropped.float().mean() < 0.45
-    assert 0 < dropped.float().mean(1).std() < 0.2  # single entries are dropped, not rows
-    torch.testing.assert_close(matrix[~dropped], we[~dropped] / 0.6)
+    assert 0 < dropped.float().mean(1).std() < 0.2         # single entries are dropped, not rows
+    torch.testing.assert_close(keep[~dropped], torch.full_like(keep[~dropped], 1 / 0.6))
 
 
 def test_compiled_blocks_are_whole_and_give_the_same_gradients():
     model = enlarge(small_model()).train()
     x, m, y = story_batch(3)
     parameters = list(model.parameters())
-    want = torch.autograd.grad(model.losses(x, m, y, 0.5)[0], parameters)
+
+    def gradients():
+        return torch.autograd.grad(loss.double_head_loss(*model(x), x, m, y, 0.5)[0], parameters)
+
+    want = gradients()
     counter = CompileCounter()
     for block in model.transformer.h:
         block.compile(dynamic=True, backend=counter)
-    got = torch.autograd.grad(model.losses(x, m, y, 0.5)[0], parameters)
-    assert counter.frame_count == len(model.transformer.h)  # no graph breaks
-    for ours, expected in zip(got, want, strict=True):
+    for ours, expected in zip(gradients(), want, strict=True):
         torch.testing.assert_close(ours, expected)
+    assert counter.frame_count == 1  # no graph breaks, and one graph serves all blocks
 
 
 def test_classifier_dropout_is_shared_by_the_choices():
@@ -185,7 +108,7 @@ def test_classifier_dropout_is_shared_by_the_choices():
     head = model.task_head.train()
     with torch.no_grad():
         head.linear.weight.copy_(2.0 ** torch.arange(36).double() / 2.0 ** 36)
-    logits = head.choose(torch.ones(50, 3, 36))
+    logits = head.classify(torch.ones(50, 3, 36))
     assert torch.equal(logits[:, 0], logits[:, 1]) and torch.equal(logits[:, 0], logits[:, 2])
     assert logits[:, 0].unique().numel() > 40  # examples have masks of their own
 
@@ -255,16 +178,6 @@ def test_agrees_with_transformers():
         torch.testing.assert_close(model(x)[..., :83], theirs(ids).logits, atol=2e-5, rtol=1e-5)
 
 
-def test_a_cache_changes_nothing():
-    model = enlarge(small_model()).eval().transformer
-    x, _, _ = story_batch(7)
-    x = x.flatten(0, 1)
-    whole = model(x)
-    cache = Cache(x.size(1))
-    parts = [model(x[:, :4], cache=cache)] + [model(x[:, i:i + 1], cache=cache) for i in range(4, x.size(1))]
-    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
-
-
 def test_lm_model_never_predicts_a_position():
     torch.manual_seed(0)
     model = LMModel(no_dropout(n_embd=12, n_head=2, n_layer=1), vocab=31 + 7, n_ctx=7, return_probs=True)
@@ -276,8 +189,7 @@ def test_lm_model_never_predicts_a_position():
 
 def test_lm_loss_equals_plain_cross_entropy():
     torch.manual_seed(0)
-    model = enlarge(LMModel(no_dropout(n_embd=12, n_head=2, n_layer=1), vocab=31 + 7, n_ctx=7))
-    x = torch.stack([torch.randint(31, (3, 7)), 31 + torch.arange(7).expand(3, 7)], -1)
+    model, x = enlarge(small_lm()), lm_batch()
     want = torch.nn.functional.cross_entropy(model(x)[:, :-1].flatten(0, 1), x[:, 1:, 0].flatten())
     torch.testing.assert_close(model.loss(x), want)
 
@@ -307,6 +219,23 @@ def test_similarity_ignores_the_order():
     tokens[..., 6] = 52
     x = torch.stack([tokens, 53 + torch.arange(9).expand(3, 2, 9)], -1)
     torch.testing.assert_close(model(x)[1], model(x.flip(1))[1])
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (lambda x: x[..., 0], r"x is int64 \[3, 17\], expected int \[..., length, 2\].*start at 97"),
+    (lambda x: x.float(), r"float32 \[3, 17, 2\]"),
+    (lambda x: x.flip(-1), "position ids from .* expected .* 97 to 119"),   # the two columns confused
+    (lambda x: x - 1, "position ids from 96 to 112"),                       # tokens + special tokens miscounted
+    (lambda x: x + 20, "position ids from 117 to 133"),
+    (lambda x: x * torch.tensor([1, 0]), "position ids from 0 to 0")])
+def test_ids_that_are_no_pairs_of_token_and_position_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        small_lm()(wrong(lm_batch()))
+
+
+def test_sequences_of_length_0_and_batches_of_0():
+    model = small_lm()
+    assert model(lm_batch()[:, :0]).shape == (3, 0, 120) and model(lm_batch()[:0]).shape == (0, 17, 120)
 
 
 def test_wrong_settings_are_named():

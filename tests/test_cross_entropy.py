@@ -2,9 +2,19 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-import loss
-from loss import linear_cross_entropy, plain_linear_cross_entropy
+from fast import cross_entropy
+from fast.cross_entropy import linear_cross_entropy
+
+
+def plain_linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0, keep=None, p=0.0):
+    """The definition: sum over tokens of scale * (cross entropy + z_loss * logsumexp(logits)^2)."""
+    if keep is not None:
+        weight = weight * keep / (1 - p)
+    logits = (hidden @ weight.T).float()
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    return (scale * (losses + z_loss * logits.logsumexp(-1).square())).sum()
 
 
 def problem(n, v=2300, d=17):
@@ -18,9 +28,10 @@ def problem(n, v=2300, d=17):
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 @pytest.mark.parametrize("factor, p", [(1, 0.0), (0.25, 0.0), (0.25, 0.3)])
 def test_value_and_gradients_are_those_of_the_definition(monkeypatch, d, n, z_loss, factor, p):
-    monkeypatch.setitem(loss.LOGITS_AT_ONCE, 4, 2300 * 65)  # up to 64 tokens at once: up to three parts
+    monkeypatch.setitem(cross_entropy.LOGITS_AT_ONCE, 4, 2300 * 65)  # up to 64 tokens at once: up to three parts
     hidden, weight, targets, scale = problem(n, d=d)
-    targets[-1], targets[0] = loss.CPU_ROWS, loss.CPU_ROWS - 1  # where one piece of the vocabulary ends
+    first = cross_entropy.CPU_ROWS  # of the second piece of the vocabulary
+    targets[-1], targets[0] = first, first - 1
     keep = (torch.rand(weight.shape) > p).to(torch.uint8) if p else None
     results = []
     for function in (linear_cross_entropy, plain_linear_cross_entropy):
@@ -61,3 +72,24 @@ def test_large_logits_do_not_overflow():
     value = linear_cross_entropy(hidden * 1e3, weight, targets, scale)
     torch.testing.assert_close(value, plain_linear_cross_entropy(hidden * 1e3, weight, targets, scale))
     assert all(d.isfinite().all() for d in torch.autograd.grad(value, (hidden, weight)))
+
+
+def test_gradients_are_handed_out_once_and_never_differentiated():
+    hidden, weight, targets, scale = problem(40)
+    for factor in (1, 0.5):
+        value = linear_cross_entropy(hidden, weight, targets, scale) * factor
+        value.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="once.*plain text"):
+            value.backward()
+    with pytest.raises(RuntimeError, match="first derivatives only.*plain text"):
+        torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, scale), hidden, create_graph=True)
+
+
+def test_bfloat16_weights_have_gradients_near_those_of_float32():
+    hidden, weight, targets, scale = problem(150, d=64)
+    want = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, scale), (hidden, weight))
+    half = [t.detach().bfloat16().requires_grad_() for t in (hidden, weight)]
+    got = torch.autograd.grad(linear_cross_entropy(*half, targets, scale), half)
+    for ours, expected in zip(got, want, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours - expected).abs().max() < 5e-2 * expected.abs().max()

@@ -1,0 +1,291 @@
+"""fast.gpt against the original's numbers, and against the plain text: every head, every precision, equal masks."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from dropout_masks import gpt_masks_read, gpt_masks_written_down
+from gpt_golden import as_tf, batch_of, config_of, model_of, variables
+from small_gpt import ALL_DROPOUTS, HEADS, batch_for, enlarge, lm_batch, small_lm, small_model, story_batch
+
+import loss
+from fast import gpt
+from fast.dropout import rate
+
+CASES = ["gpt_gelu", "gpt_relu", "gpt_swish", "gpt_edge"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_are_the_originals(golden, case):
+    z = np.load(golden / "gpt" / f"{case}.npz")
+    model, c = model_of(z), config_of(z)
+    x, m, y = batch_of(z)
+    total, clf = gpt.losses(model, x, m, y, c["lm_coef"])
+    np.testing.assert_allclose(clf.detach().numpy(), z["clf_losses"], atol=1e-5, rtol=1e-6)
+    np.testing.assert_allclose(total.item(), z["train_loss"], atol=1e-5, rtol=1e-6)
+    total.backward()
+    for name, p in variables(model).items():
+        want = z["grad/" + name]
+        np.testing.assert_allclose(as_tf(p.grad, want), want, atol=2e-5, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_choice_logits_are_the_originals(golden, case):
+    z = np.load(golden / "gpt" / f"{case}.npz")
+    model = model_of(z).eval()
+    x, _, _ = batch_of(z)
+    np.testing.assert_allclose(gpt.choice_logits(model, x).numpy(), z["clf_logits"], atol=2e-5, rtol=1e-6)
+
+
+def agree(got, want, limit, name=""):
+    """Whether two tensors differ by less than a share of the largest entry."""
+    difference = (got.double() - want.double()).abs().max().item()
+    assert difference <= limit * max(want.abs().max().item(), 1e-3), (name, difference, want.abs().max().item())
+
+
+def loss_and_gradients(model, function, precision="fp32"):
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        value = function()
+    value.backward()
+    return value.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def compare(ours, plain, limit):
+    agree(ours[0], plain[0], limit)
+    assert ours[1].keys() == plain[1].keys()
+    largest = max(g.abs().max() for g in plain[1].values())
+    for name, want in plain[1].items():
+        assert (ours[1][name] - want).abs().max() <= limit * max(want.abs().max(), 0.05 * largest), name
+
+
+@pytest.mark.parametrize("precision, limit", [("fp32", 2e-5), ("bf16", 4e-2)])
+@pytest.mark.parametrize("dropouts", [{}, ALL_DROPOUTS])
+@pytest.mark.parametrize("lm_coef", [0.0, 0.5])
+@pytest.mark.parametrize("kind", HEADS, ids=str)
+def test_losses_of_every_head_are_the_plain_text_s(monkeypatch, kind, lm_coef, dropouts, precision, limit):
+    model = enlarge(small_model(head=kind, **dropouts), 4)
+    x, m, y = batch_for(kind)
+    with gpt_masks_written_down(monkeypatch) as masks:
+        ours = loss_and_gradients(model, lambda: gpt.losses(model, x, m, y, lm_coef)[0], precision)
+    assert len(masks) == (1 + 3 * 2 + 1 if dropouts else 0)  # the embedding, three a layer, the classifier
+    with gpt_masks_read(monkeypatch, masks):
+        plain = loss_and_gradients(
+            model, lambda: loss.double_head_loss(*model(x), x, m, y, lm_coef)[0], precision)
+    compare(ours, plain, limit)
+
+
+@pytest.mark.parametrize("choices", [1, 2, 3])
+def test_losses_in_double_precision_are_the_plain_text_s(choices):
+    model = enlarge(small_model()).double()
+    x, m, y = story_batch(1, choices=choices)
+    got, clf = gpt.losses(model, x, m, y, 0.5)
+    want, want_clf, _ = loss.double_head_loss(*model(x), x, m.double(), y, 0.5)
+    np.testing.assert_allclose(got.item(), want.item(), rtol=1e-6)
+    np.testing.assert_allclose(clf.detach(), want_clf.detach(), rtol=1e-6)
+    ours, plain = (torch.autograd.grad(value, list(model.parameters())) for value in (got, want))
+    largest = max(g.abs().max() for g in plain)
+    for a, b in zip(ours, plain, strict=True):
+        assert (a - b).abs().max() <= 1e-6 * largest
+
+
+@pytest.mark.parametrize("precision, limit", [("fp32", 1e-5), ("bf16", 3e-2)])
+@pytest.mark.parametrize("kind", HEADS, ids=str)
+def test_task_logits_of_every_head_are_the_plain_text_s(kind, precision, limit):
+    model = enlarge(small_model(head=kind), 4).eval()
+    x, _, _ = batch_for(kind)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        agree(gpt.task_logits(model, x), model(x)[1], limit)
+        agree(gpt.task_logits(model, x[:1]), model(x)[1][:1], limit)
+
+
+def test_choices_that_are_equal_or_lack_the_classify_token():
+    model = enlarge(small_model()).eval()
+    x, _, _ = story_batch(2)
+    x[1, 1] = x[1, 0]                 # the whole sequence is shared
+    x[2, :, :, 0][x[2, :, :, 0] == 99] = 5  # no classify token: position 0 is pooled
+    with torch.no_grad():
+        agree(gpt.choice_logits(model, x), model(x)[1], 1e-5)
+
+
+def test_task_logits_want_nothing_dropped():
+    model = small_model()
+    x, _, _ = story_batch(2)
+    with pytest.raises(RuntimeError, match="eval"):
+        gpt.task_logits(model.train(), x)
+    model = small_model(attn_pdrop=0.1).eval()
+    model.transformer.h[1].attn.attn_dropout.train()  # kept on at test time
+    with pytest.raises(RuntimeError, match="dropout"):
+        gpt.choice_logits(model, x)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        agree(gpt.choice_logits(model, x), model(x)[1], 1e-5)
+
+
+@pytest.mark.parametrize("precision, limit", [("fp32", 2e-5), ("bf16", 4e-2)])
+@pytest.mark.parametrize("dropouts", [{}, ALL_DROPOUTS])
+def test_lm_loss_is_the_plain_text_s(monkeypatch, dropouts, precision, limit):
+    model, x = enlarge(small_lm(**dropouts), 4), lm_batch()
+    with gpt_masks_written_down(monkeypatch) as masks:
+        ours = loss_and_gradients(model, lambda: gpt.lm_loss(model, x), precision)
+    assert len(masks) == (1 + 3 * 2 if dropouts else 0)
+    with gpt_masks_read(monkeypatch, masks):
+        plain = loss_and_gradients(model, lambda: model.loss(x), precision)
+    compare(ours, plain, limit)
+    model.eval()
+    with torch.no_grad():
+        agree(gpt.lm_word_loss(model, x), loss.word_loss(model(x), x, 97), 1e-5)
+
+
+def test_a_mask_of_zeros_for_one_choice_adds_nothing():
+    model = enlarge(small_model())
+    x, m, y = story_batch(1)
+    m[1, 0] = 0
+    got, _ = gpt.losses(model, x, m, y, 0.5)
+    want, _, lm = loss.double_head_loss(*model(x), x, m, y, 0.5)
+    assert got.isfinite() and lm[2] == 0
+    agree(got, want, 1e-5)
+    token_losses = torch.nn.functional.cross_entropy(
+        model(x)[0], x.flatten(0, 1)[:, 1:, 0].flatten(), reduction="none").view(10, -1) * m.flatten(0, 1)[:, 1:]
+    per_sequence = token_losses.sum(1) / m.flatten(0, 1)[:, 1:].sum(1)
+    agree(lm.mean(), per_sequence[[i for i in range(10) if i != 2]].sum() / 10, 1e-5)
+
+
+def test_losses_take_a_mask_of_integers_or_bool():
+    model = small_model()
+    x, m, y = story_batch(1)
+    want = gpt.losses(model, x, m, y, 0.5)[0]
+    for other in (m.long(), m.bool(), m.double()):
+        assert torch.equal(gpt.losses(model, x, other, y, 0.5)[0], want)
+        agree(loss.double_head_loss(*model(x), x, other, y, 0.5)[0], want, 1e-5)
+
+
+@pytest.mark.parametrize("pieces", [[4, *[1] * 13], [3, 2, 5, 7], [17]])
+def test_a_cache_changes_nothing(pieces):
+    model, x = enlarge(small_lm(), 4).eval().transformer, lm_batch()
+    with torch.no_grad():
+        whole = model(x)
+        cache, parts, at = gpt.empty_cache(model, 17), [], 0
+        for n in pieces:
+            parts.append(gpt.hidden_states(model, x[:, at:at + n], cache=cache)[0])
+            at += n
+    agree(torch.cat(parts, 1), whole, 1e-5)
+    assert [layer.length for layer in cache] == [17, 17]
+    with pytest.raises(RuntimeError, match="no_grad"):
+        gpt.hidden_states(model, x, cache=gpt.empty_cache(model, 17))
+
+
+@pytest.mark.parametrize("setting", ["embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop"])
+def test_every_dropout_acts_and_asks_its_own_mode(setting):
+    model = enlarge(small_model(**{setting: 0.3})).train()
+    x, m, y = story_batch(1)
+
+    def value(seed):
+        torch.manual_seed(seed)
+        return gpt.losses(model, x, m, y, 0.5)[0].item()
+
+    assert value(1) == value(1) != value(2)
+    model.eval()
+    still = value(1)
+    assert still == value(2)
+    dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert len(dropouts) == 1 + 3 * 2 + 1
+    for module in dropouts:
+        module.train()
+    assert value(1) != still
+    for module in dropouts:
+        module.p = 0.0
+    assert value(1) == pytest.approx(still, rel=1e-6)
+
+
+@pytest.mark.parametrize("change", ["eval", "p"])
+def test_what_is_computed_again_takes_the_forward_pass_s_mode_and_rate(change):
+    x, m, y = story_batch(1)
+    gradients = []
+    for changed in (False, True):
+        model = enlarge(small_model(**ALL_DROPOUTS)).train()
+        torch.manual_seed(3)
+        value = gpt.losses(model, x, m, y, 0.5)[0]
+        if changed and change == "eval":
+            model.eval()
+        elif changed:
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.9
+        value.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("setting", ["embd_pdrop", "attn_pdrop", "resid_pdrop"])
+def test_gradient_is_that_of_the_forward_pass_with_its_masks(setting):
+    model = enlarge(small_model(**{setting: 0.3})).double().train()
+    x, m, y = story_batch(1)
+    parameters = [p for p in model.parameters() if p.ndim > 1]
+    directions = [torch.randn_like(p) * p.abs().mean() for p in parameters]
+
+    def value():
+        torch.manual_seed(8)
+        return gpt.losses(model, x, m, y, 0.5)[0]
+
+    def value_at(step):
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for p, u in zip([p for p in moved.parameters() if p.ndim > 1], directions, strict=True):
+                p.add_(u, alpha=step)
+            torch.manual_seed(8)
+            return gpt.losses(moved, x, m, y, 0.5)[0].item()
+
+    gradients = torch.autograd.grad(value(), parameters)
+    slope = sum((g * u).sum().item() for g, u in zip(gradients, directions, strict=True))
+    numeric = (value_at(1e-3) - value_at(-1e-3)) / 2e-3
+    assert abs(numeric - slope) < 1e-2 * abs(slope), (numeric, slope)
+
+
+def test_the_matrix_of_the_embedding_is_dropped_once_for_lookup_and_softmax(monkeypatch):
+    model = small_model(embd_pdrop=0.4)
+    x, m, y = story_batch(4)
+    seen = []
+    look_up, cross_entropy = gpt.look_up, gpt.linear_cross_entropy
+    monkeypatch.setattr(gpt, "look_up", lambda *a: seen.append((a[1], *look_up(*a))) or seen[-1][1:])
+    monkeypatch.setattr(gpt, "linear_cross_entropy",
+                        lambda *a, **k: seen.append(k["keep"]) or cross_entropy(*a, **k))
+    gpt.losses(model, x, m, y, 0.5)
+    (ids, h, dropped), keep = seen
+    assert keep is dropped.keep and rate(model.transformer.embd_dropout) == 0.4
+    matrix = model.transformer.embed.weight * keep / 0.6
+    torch.testing.assert_close(h, matrix[ids].sum(-2))
+    share = (keep == 0).float()
+    assert 0.35 < share.mean() < 0.45 and 0 < share.mean(1).std() < 0.2  # single entries, not rows
+
+
+def test_two_backwards_over_one_graph_are_refused_not_wrong():
+    model = small_model()
+    x, m, y = story_batch(1)
+    value, _ = gpt.losses(model, x, m, y, 0.5)
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="plain text"):
+        value.backward()
+    value, _ = gpt.losses(model, x, m, y, 0.5)
+    with pytest.raises(RuntimeError, match="plain text"):
+        torch.autograd.grad(value, list(model.parameters()), create_graph=True)
+
+
+def test_weights_in_bfloat16_train():
+    x, m, y = story_batch(1)
+    model = enlarge(small_model(), 4)
+    want = loss_and_gradients(model, lambda: gpt.losses(model, x, m, y, 0.5)[0])
+    model.bfloat16()
+    got = loss_and_gradients(model, lambda: gpt.losses(model, x, m, y, 0.5)[0])
+    agree(got[0], want[0], 2e-2)
+    norms = [sum(g.float().square().sum() for g in gradients.values()) ** 0.5 for _, gradients in (got, want)]
+    assert abs(norms[0] / norms[1] - 1) < 0.1
+
+
+def test_no_example_gives_no_logits():
+    model = small_model().eval()
+    x, _, _ = story_batch(1)
+    assert gpt.choice_logits(model, x[:0]).shape == (0, 2)
