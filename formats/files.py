@@ -9,7 +9,7 @@ import torch
 
 from formats.errors import BadInput, MissingInput
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER = b"version https://git-lfs"
 
 
 def make_path(f):

@@ -127,7 +127,7 @@ def make_released(folder):
 
 
 def read_released(folder):
-    loaded = read_pretrained(str(folder))
+    loaded = read_pretrained(str(folder)).arrays
     for value in loaded.values():
         value.view(np.uint32).max()  # touch every page
     return loaded
@@ -143,7 +143,7 @@ def make_hub(folder):
     (folder / "released").mkdir()
     make_released(folder / "released")
     arrays = {}
-    for name, value in read_pretrained(str(folder / "released")).items():
+    for name, value in read_pretrained(str(folder / "released")).arrays.items():
         name = {"positions": "positions_embed.weight", "tokens": "tokens_embed.weight"}.get(name, name)
         name = re.sub(r"\.[wg]$", ".weight", re.sub(r"\.b$", ".bias", name))
         arrays[name] = np.array(value)

@@ -50,7 +50,7 @@ def load(model, path, n_transfer=3, **kwargs):
 def hub_file(folder, path, prefix="", extras=True):
     """Write the weights of a released folder as the Hub's model.safetensors."""
     arrays = {}
-    for name, value in read_pretrained(str(folder)).items():
+    for name, value in read_pretrained(str(folder)).arrays.items():
         name = {"positions": "positions_embed.weight", "tokens": "tokens_embed.weight"}.get(name, name)
         for suffix, hub in ((".w", ".weight"), (".g", ".weight"), (".b", ".bias")):
             if name.endswith(suffix):
@@ -100,7 +100,7 @@ def test_it_says_what_was_loaded(folder, capsys):
 def test_defaults_load_every_position_and_no_special_row(folder):
     model = LMModel(no_dropout(n_embd=32, n_head=4, n_layer=3), N_VOCAB + 40, 40)
     load_openai_pretrained_model(model, n_transfer=3, n_embd=32, path=str(folder))
-    weights = read_pretrained(str(folder))
+    weights = read_pretrained(str(folder)).arrays
     np.testing.assert_array_equal(model.transformer.embed.weight.detach(),
                                   np.concatenate([weights["tokens"], weights["positions"]]))
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cloze_data import options, rows, write_csv
 
+import fast.gpt
 import train
 from datasets import TEST_FILE, VALID_FILE
 from utils import read_log, run_script
@@ -79,7 +80,7 @@ def test_odd_rows_train_and_evaluate(run, kind, capsys):
     X, M, Y = map(torch.from_numpy, splits[2])
     with torch.no_grad():
         lm_logits, logits = model(X)
-        torch.testing.assert_close(model.choice_logits(X), logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fast.gpt.choice_logits(model, X), logits, atol=1e-5, rtol=1e-5)
         chosen = torch.tensor([int(p.split("\t")[1]) for p in predictions])
         apart = (logits[:, 0] - logits[:, 1]).abs() > 1e-5  # between equal endings rounding decides
         assert torch.equal(chosen[apart], logits.argmax(1)[apart])
@@ -88,7 +89,7 @@ def test_odd_rows_train_and_evaluate(run, kind, capsys):
             lm_logits, X[:, :, 1:, 0].flatten().long(), reduction="none").view(*X.shape[:2], -1)
         lm_losses = (token_losses * M[:, :, 1:]).sum(-1) / M[:, :, 1:].sum(-1)
         want = torch.nn.functional.cross_entropy(logits, Y.long()) + 0.5 * lm_losses.mean()
-        torch.testing.assert_close(model.losses(X, M, Y, 0.5)[0], want, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fast.gpt.losses(model, X, M, Y, 0.5)[0], want, atol=1e-5, rtol=1e-5)
 
 
 def test_a_long_text_is_cut_as_the_original_cuts_it_and_counted_once(run, capsys):

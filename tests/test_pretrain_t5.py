@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -87,14 +88,16 @@ def plain_losses(model, src, targets):
     return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
 
 
-def test_the_loss_is_the_original_s():
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_loss_is_the_original_s(plain):
     torch.manual_seed(3)
     model = T5(dim=8, enc_num_tokens=30, dec_num_tokens=30, enc_depth=1, dec_depth=1, enc_heads=2, dec_heads=2)
     src, targets = torch.randint(2, 30, (3, 7)), torch.randint(2, 30, (3, 5))
     logits, losses = plain_losses(model, src, targets)
-    found = pretrain_t5.token_losses(model, src, targets, 1e-4)
-    torch.testing.assert_close(found, losses.sum() + 1e-4 * logits.logsumexp(-1).square().sum())
-    torch.testing.assert_close(pretrain_t5.token_losses(model, src, targets), losses.sum())
+    args = Namespace(plain=plain)
+    found = pretrain_t5.mean_loss(args, model, src, targets, 1e-4)
+    torch.testing.assert_close(found, losses.mean() + 1e-4 * logits.logsumexp(-1).square().mean())
+    torch.testing.assert_close(pretrain_t5.mean_loss(args, model, src, targets), losses.mean())
 
 
 def test_the_folder_holds_the_best_parameters_in_the_hub_s_layout(run, monkeypatch):

@@ -215,7 +215,8 @@ def test_a_dead_process_ends_the_run_and_another_number_continues(work, undistur
 
 
 LEAVING = """
-import atexit, os, distributed
+import atexit, os
+from training import distributed
 def gloo_threads():
     names = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
     return sum("gloo" in name for name in names)

@@ -160,9 +160,39 @@ def test_pretrained_layers_are_transferred(setup, small_vocabulary, n_transfer):
 def test_the_last_update_leaves_parameters_alone_as_in_the_original(setup):
     # warmup_linear is 0 at t = t_total: the original's own schedule, see SCHEDULES
     train.main(setup(n_iter=1, n_gpu=7))  # one update in all
-    first = parameters(setup, "tiny")[0]
-    torch.manual_seed(42)
-    assert first["transformer.h.0.attn.c_attn.w"].std() == pytest.approx(0.02, rel=0.2)
+    after, updates = parameters(setup, "tiny")
+    args = train.parse_args(setup(n_iter=1, n_gpu=7))
+    n_ctx = len(after["transformer.embed.weight"]) - 96
+    torch.manual_seed(args.seed)
+    before = train.DoubleHeadModel(args, 95, "multiple_choice", 96 + n_ctx, n_ctx).state_dict()
+    assert updates == 1 and all(torch.equal(after[name], value) for name, value in before.items())
+    train.main(setup(n_iter=1, n_gpu=7, desc="other", lr_schedule="warmup_constant", lr_warmup=0))
+    moved = parameters(setup, "other")[0]
+    assert not torch.equal(moved["transformer.h.0.attn.c_attn.w"], before["transformer.h.0.attn.c_attn.w"])
+
+
+def test_the_plain_text_trains_to_the_same_parameters(setup, capfd):
+    for desc, plain in (("fast", None), ("plain", True)):
+        train.main(setup(desc=desc, plain=plain, submit=True, **NO_DROPOUT))
+    (fast, _), (plain, updates) = parameters(setup, "fast"), parameters(setup, "plain")
+    assert updates == 6
+    for name in fast:
+        if not name.endswith(("c_attn.b", "task_head.linear.bias")):  # zero gradients: Adam moves them by noise
+            torch.testing.assert_close(fast[name], plain[name], atol=2e-5, rtol=0)
+    (header, *a), (plain_header, *b) = (log_of(setup, desc) for desc in ("fast", "plain"))
+    assert not header["plain"] and plain_header["plain"]
+    for ours, theirs in zip(a, b, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    capfd.readouterr()
+    assert run_script(train.main, setup(desc="fast", plain=True, resume=True, **NO_DROPOUT)) == 2
+    assert "--plain False then, True now" in capfd.readouterr().err  # fixed on resume
+
+
+def test_compiling_implies_the_plain_text(setup, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(type(self).__name__))
+    train.main(setup(n_iter=1, compile=True))
+    assert compiled == ["Block", "Block"] and log_of(setup)[0]["plain"]
 
 
 BAD_OPTIONS = {
