@@ -13,6 +13,11 @@ import torch
 import torch.nn.functional as F
 
 
+def at_least_float32(x):
+    """Logits in float32, or in float64 if they are: losses are never taken in a half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def lm_losses(lm_logits, x, m):
     """L1: the language-model loss of each sequence.
 
@@ -22,7 +27,7 @@ def lm_losses(lm_logits, x, m):
         [b], sum(masked token losses) / sum(mask[1:]) in nats; 0 where the mask is all zeros.
     """
     b, t = m.shape
-    losses = F.cross_entropy(lm_logits.float(), x[:, 1:, 0].flatten().long(), reduction="none")
+    losses = F.cross_entropy(at_least_float32(lm_logits), x[:, 1:, 0].flatten().long(), reduction="none")
     m = m[:, 1:].to(losses.dtype)
     return (losses.view(b, t - 1) * m).sum(1) / m.sum(1).clamp(min=torch.finfo(m.dtype).tiny)
 
@@ -35,8 +40,8 @@ def word_loss(lm_logits, x, n_words):
     Returns:
         a scalar, in nats.
     """
-    return F.cross_entropy(lm_logits[:, :-1, :n_words].flatten(0, 1).float(), x[:, 1:, 0].flatten().long(),
-                           reduction="sum")
+    logits = at_least_float32(lm_logits[:, :-1, :n_words]).flatten(0, 1)       # [b, t, v] -> [b(t-1), n_words]
+    return F.cross_entropy(logits, x[:, 1:, 0].flatten().long(), reduction="sum")
 
 
 def task_losses(logits, y):
@@ -49,9 +54,10 @@ def task_losses(logits, y):
     Returns:
         [b], cross entropy in nats.
     """
+    logits = at_least_float32(logits)
     if logits.size(1) == 1:
-        return F.binary_cross_entropy_with_logits(logits[:, 0].float(), y.float().view(-1), reduction="none")
-    return F.cross_entropy(logits.float(), y.float() if y.dim() == 2 else y.long(), reduction="none")
+        return F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype).view(-1), reduction="none")
+    return F.cross_entropy(logits, y.to(logits.dtype) if y.dim() == 2 else y.long(), reduction="none")
 
 
 def double_head_loss(lm_logits, clf_logits, x, m, y, lm_coef):
@@ -75,9 +81,9 @@ def token_losses(logits, targets, z_loss=0.0):
     Args:
         logits: [..., v]; targets: int [...]; z_loss: 1e-4 in the original's training, 0 in evaluation.
     Returns:
-        float32 [...], in nats. Padding is not left out.
+        [...], in nats. Padding is not left out.
     """
-    logits = logits.float()
+    logits = at_least_float32(logits)
     losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten().long(), reduction="none").view(targets.shape)
     return losses + z_loss * logits.logsumexp(-1).square() if z_loss else losses
 

@@ -169,37 +169,40 @@ class TransformerModel(nn.Module):
         self.h = nn.ModuleList([Block(n_ctx, cfg, scale=True) for _ in range(cfg.n_layer)])
         self.register_load_state_dict_pre_hook(_strip_data_parallel_prefix)
 
-    def forward(self, x):
+    def forward(self, x, keep=None):
         """Return the final hidden states.
 
         Args:
             x: int [..., t, 2], token ids and position ids; leading axes are flattened to b.
+            keep: what draw_keep returned, where the softmax needs it too; drawn here by default.
         Returns:
             [b, t, d].
         Raises:
             BadInput: see require_ids.
         """
-        return self.forward_and_keep(x)[0]
+        self.require_ids(x)
+        x = x.flatten(0, -3) if x.dim() > 2 else x[None]                # [..., t, 2] -> [b, t, 2]
+        keep = self.draw_keep() if keep is None else keep
+        e = self.embed(x)                                               # [b, t, 2, d]
+        if keep is not None:
+            e = e * F.embedding(x, keep)
+        h = e.sum(2)                                                    # [b, t, 2, d] -> [b, t, d]
+        for block in self.h:
+            h = block(h)
+        return h
 
-    def forward_and_keep(self, x):
-        """As forward; return also what the embedding's dropout multiplied `we` by.
+    def draw_keep(self):
+        """Draw what the embedding's dropout multiplies `we` by.
 
         The original drops entries of the matrix itself, once a forward, looks up tokens and positions in
         what is left, and uses that as the softmax weights too (see LMHead).
 
         Returns:
-            [b, t, d]; keep [v, d], each entry 0 or 1 / (1 - p), or None where nothing is dropped.
+            [v, d], each entry 0 or 1 / (1 - p); None where nothing is dropped.
         """
-        self.require_ids(x)
-        x = x.flatten(0, -3) if x.dim() > 2 else x[None]                # [..., t, 2] -> [b, t, 2]
-        e, keep = self.embed(x), None                                   # [b, t, 2, d]
-        if drops(self.embd_dropout):
-            keep = self.embd_dropout(torch.ones_like(self.embed.weight))
-            e = e * F.embedding(x, keep)
-        h = e.sum(2)                                                    # [b, t, 2, d] -> [b, t, d]
-        for block in self.h:
-            h = block(h)
-        return h, keep
+        we = self.embed.weight
+        return self.embd_dropout(torch.ones(we.shape, dtype=we.dtype, device=we.device)) \
+            if drops(self.embd_dropout) else None
 
     def require_ids(self, x):
         """Refuse an x that is no tensor of (token id, position id).
@@ -248,7 +251,7 @@ class TiedDecoder(nn.Linear):
     """h @ we.T: a linear layer that shares the embedding's matrix, and what dropout left of it."""
 
     def forward(self, h, keep=None):
-        """[..., d] -> [..., v]. keep: see TransformerModel.forward_and_keep."""
+        """[..., d] -> [..., v]. keep: see TransformerModel.draw_keep."""
         return F.linear(h, self.weight if keep is None else self.weight * keep)   # [..., d] x [d, v] -> [..., v]
 
 
@@ -270,7 +273,7 @@ class LMHead(nn.Module):
     def forward(self, h, keep=None):
         """h [b, t, d] -> [b * (t - 1), v], or [b, t, v] without trunc_and_reshape.
 
-        keep: see TransformerModel.forward_and_keep. A decoder that replaced ours gets h alone: the matrix that
+        keep: see TransformerModel.draw_keep. A decoder that replaced ours gets h alone: the matrix that
         is dropped is not its own.
         """
         if self.trunc_and_reshape:
@@ -358,6 +361,15 @@ def make_task_head(task_head_type, clf_token, cfg):
                      f"{', '.join(map(repr, TASK_HEADS))} and ('classification', n_class)")
 
 
+def hidden_states_and_keep(transformer, x):
+    """Call a TransformerModel; return [b, t, d], and what its embedding was multiplied by (see draw_keep), or None.
+
+    A module that took its place is given x alone. It draws for itself, and the softmax takes the whole matrix.
+    """
+    keep = transformer.draw_keep() if isinstance(transformer, TransformerModel) else None
+    return (transformer(x) if keep is None else transformer(x, keep)), keep
+
+
 class LMModel(nn.Module):
     """The transformer with a language-model head.
 
@@ -375,7 +387,7 @@ class LMModel(nn.Module):
 
     def forward(self, x):
         """x int [b, t, 2] -> logits or probabilities [b, t, v]."""
-        logits = self.lm_head(*self.transformer.forward_and_keep(x))
+        logits = self.lm_head(*hidden_states_and_keep(self.transformer, x))
         if self.return_probs:
             rows = torch.arange(logits.size(-1), device=logits.device)
             is_position = rows >= self.transformer.n_vocab - self.transformer.n_ctx
@@ -387,8 +399,9 @@ class LMModel(nn.Module):
 
         The softmax is over all rows of `we`, as in fine-tuning. fast.gpt.lm_loss gives the same number faster.
         """
-        logits = self.lm_head(*self.transformer.forward_and_keep(x))[:, :-1]                # [b, t - 1, v]
-        return F.cross_entropy(logits.flatten(0, 1).float(), x[:, 1:, 0].flatten().long())
+        logits = self.lm_head(*hidden_states_and_keep(self.transformer, x))[:, :-1]         # [b, t - 1, v]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits.flatten(0, 1), x[:, 1:, 0].flatten().long())
 
 
 class DoubleHeadModel(nn.Module):
@@ -413,7 +426,7 @@ class DoubleHeadModel(nn.Module):
 
     def forward(self, x):
         """x int [b, c, t, 2] (or [b, t, 2]) -> lm_logits [b * c * (t - 1), v], task logits."""
-        h, keep = self.transformer.forward_and_keep(x)
+        h, keep = hidden_states_and_keep(self.transformer, x)
         return self.lm_head(h, keep), self.task_head(h, x)
 
 

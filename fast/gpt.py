@@ -270,7 +270,7 @@ def lm_word_loss(model, x):
     int [b, t, 2] of the cross entropy among the words alone, in nats; a scalar."""
     n_words = model.transformer.n_vocab - model.transformer.n_ctx
     if not knows(model) or not x.numel():
-        return word_loss(model.lm_head(*model.transformer.forward_and_keep(x)), x, n_words)
+        return word_loss(model.lm_head(model.transformer(x)), x, n_words)
     h, we = hidden_states(model.transformer, x)
     h = h[:, :-1].flatten(0, 1)                                              # [b, t, d] -> [b(t-1), d]
     return linear_cross_entropy(h, we.matrix[:n_words], x[:, 1:, 0].flatten().long(),
