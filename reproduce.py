@@ -141,8 +141,7 @@ def check_weights(run, n_vocab, unverified):
     if n_vocab is None:
         line = "weights: none, trained from scratch"
     else:
-        origin = "openai" if os.path.isfile(os.path.join(run.model_dir, "params_shapes.json")) else "hub"
-        wanted = download_model.wanted_files("gpt", origin)
+        wanted, verified = download_model.wanted_files(run.model_dir)
         paths = {name: os.path.join(run.model_dir, name) for name in wanted} | paths
         if os.path.isfile(run.model_dir):
             paths["model.safetensors"] = run.model_dir
@@ -156,9 +155,7 @@ def check_weights(run, n_vocab, unverified):
                                "OpenAI's files with download_model.py, or give --unverified to use these")
             line = f"weights: of the released size, but {len(problems)} files are NOT those that were published"
             if not problems:
-                line = {"openai": "weights: OpenAI's, every file verified by its git blob id",
-                        "hub": "weights: the Hub's model.safetensors, its number of values checked"}[origin]
-                return Inputs([line], [], _blobs(paths))
+                return Inputs([f"weights: {verified}"], [], _blobs(paths))
     return Inputs([line], [line], _blobs(paths))
 
 
