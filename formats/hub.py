@@ -98,12 +98,14 @@ def in_words(error, repository, revision=None):
                             "bring the files on a machine with a network")
     if isinstance(error, errors.GatedRepoError):
         return BadInput(f"{at}: gated; accept its conditions on {constants.ENDPOINT}/{repository} and {login}")
-    if isinstance(error, errors.RepositoryNotFoundError):
+    if status == 401 and "credentials" in error.response.headers.get("X-Error-Message", ""):
+        return BadInput(f"{at}: the token is not valid; {login}, or unset it")
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
         return MissingInput(f"{at}: no such repository, or a private one; check the name, or {login}")
     if isinstance(error, errors.RevisionNotFoundError):
         return MissingInput(f"{at}: no revision {revision}; give a branch, a tag or a commit of this repository")
-    if status in (401, 403):
-        return BadInput(f"{at}: refused ({status}); {login} of an account that may read it")
+    if status == 403:
+        return BadInput(f"{at}: refused (403); {login} of an account that may read it")
     if status is not None:
         return BadInput(f"{at}: the server answers {status}; try again later, or another mirror (HF_ENDPOINT)")
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]

@@ -19,17 +19,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from servers import Server, serving
+from servers import Server, blob_id, serving
 
 import download_model
 import utils
 from download_model import Wanted
 
 BASE = "http://127.0.0.1:9/not-asked/"
-
-
-def blob_id(data):
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @pytest.fixture
