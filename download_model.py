@@ -14,52 +14,28 @@ A file in transfer is called NAME.part; it takes its own name only when it has p
 """
 
 import contextlib
-import hashlib
-import http.client
 import json
 import os
 import re
-import shutil
 import sys
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 import zipfile
-import zlib
 from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers, validate_repo_id
-from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 import utils
 from formats import hub
+from formats.checks import Wanted, by_form, is_old_torch, problem_of, verify
 from formats.errors import BadInput, MissingInput, warn
-from formats.files import is_lfs_pointer, make_path, write_atomically
+from formats.files import make_path, write_atomically
 from formats.locks import locked
+from formats.transfers import TIMEOUT, Broken, download, is_url
 
 OPENAI = "https://raw.githubusercontent.com/openai/finetune-transformer-lm/master/model/"
 RECORD = "downloaded.json"  # what the Hub said of the files beside it
-CHUNK = 1 << 18  # bytes
-TIMEOUT = 60  # seconds without a byte
-
-
-class Wanted(NamedTuple):
-    """What a file has to be.
-
-    check is the name of a check and `expected` what it has to give: "git" a git blob id, "sha256" a sha256,
-    "safetensors" at least so many stored values, "json" a key the object has (None: any), "torch" and "any" nothing.
-    A file of fewer than `least_size` bytes is called truncated. `base` is the address it is fetched from; the Hub's
-    files have none, because the Hub says for each transfer where a file lies.
-    """
-
-    base: str
-    check: str
-    expected: object = None
-    least_size: int = 1
 
 
 # The git blob ids are those of the folder `model` in OpenAI's finetune-transformer-lm. A params file holds
@@ -109,297 +85,6 @@ def wanted_files(folder):
             "the Hub's model.safetensors, its number of values checked")
 
 
-# Checks
-
-
-def file_hash(path, algorithm, prefix=b""):
-    """Return the hexadecimal hash of `prefix` and a file's bytes, read a piece at a time."""
-    digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
-    with open(path, "rb") as f, tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, delay=1, leave=False,
-                                     desc=f"check {os.path.basename(path)}") as progress:
-        while chunk := f.read(CHUNK):
-            digest.update(chunk)
-            progress.update(len(chunk))
-    return digest.hexdigest()
-
-
-def git_blob_id(path):
-    """Return the name git gives to a file's contents: the sha1 of "blob <size>\\0" and its bytes."""
-    return file_hash(path, "sha1", b"blob %d\0" % os.path.getsize(path))
-
-
-def problem_of(path, wanted):
-    """Return None where the file at `path` is what is wanted, else what is wrong with it, in words."""
-    if not os.path.isfile(path):
-        return "missing" + (" (a part of it is there)" if os.path.isfile(path + ".part") else "")
-    try:
-        size = os.path.getsize(path)
-        if is_lfs_pointer(path):
-            return f"a Git LFS pointer of {size} bytes, expected the file it points to"
-        if size < wanted.least_size:
-            return f"truncated: found {size:,} bytes, expected at least {wanted.least_size:,}"
-        if wanted.check == "json":
-            return _problem_of_json(path, wanted.expected)
-        if wanted.check == "safetensors":
-            return _problem_of_safetensors(path, size, wanted.expected or 0)
-        if wanted.check == "torch":
-            return _problem_of_torch(path)
-        if wanted.check == "any":
-            return None
-        found = git_blob_id(path) if wanted.check == "git" else file_hash(path, wanted.check)
-    except OSError as error:
-        return f"cannot be read ({error.strerror}); check its permissions"
-    if found != wanted.expected:
-        return f"altered: found the {wanted.check} hash {found}, expected {wanted.expected}"
-    return None
-
-
-def _problem_of_json(path, key):
-    try:
-        with open(path, encoding="utf-8") as f:
-            found = json.load(f)
-    except (ValueError, RecursionError):
-        return "altered: it is not JSON"
-    if isinstance(found, dict) and (key is None or key in found):
-        return None
-    return f"altered: it has no {key}, expected a model's config" if key else "altered: expected a JSON object"
-
-
-def _problem_of_torch(path):
-    """The newer form is a zip file with checksums; of the older one, a pickle, only the beginning is known."""
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as f:
-                damaged = f.testzip()
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            return f"truncated or altered ({error})"
-        return f"altered: its record {damaged} does not fit its checksum" if damaged else None
-    return None if _is_old_torch(path) else "truncated or altered: not a file of torch.save"
-
-
-def _is_old_torch(path):
-    with open(path, "rb") as f:
-        return f.read(2) in (b"\x80\x02", b"\x80\x03", b"\x80\x04")
-
-
-def _problem_of_safetensors(path, size, n_values):
-    """The library checks that the header is whole and that its tensors fill the file exactly."""
-    found = 0
-    try:
-        with safe_open(path, "numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                values = 1
-                for length in tensors.get_slice(name).get_shape():
-                    values *= length
-                found += values
-    except (SafetensorError, OSError) as error:
-        return f"truncated or altered: its {size:,} bytes are not a safetensors file ({str(error)[:150]})"
-    if found < n_values:
-        return f"another model: found {found:,} values, expected at least {n_values:,}"
-    return None
-
-
-def verify(folder, files):
-    """Return one line for every file of {name: Wanted} that is missing, truncated, altered or a pointer."""
-    paths = {os.path.join(folder, name): wanted for name, wanted in files.items()}
-    return [f"{path}: {problem}" for path, wanted in paths.items() if (problem := problem_of(path, wanted))]
-
-
-# Transfers
-
-
-def _is_url(address):
-    return re.match("https?://", address) is not None
-
-
-class _Broken(Exception):
-    """A transfer stopped before the end; what came is kept and it may be tried again."""
-
-
-def _open_source(address, start, headers):
-    """Open a file, or a URL with request headers, at byte `start`.
-
-    Returns:
-        (readable, the byte it really starts at, whole size or None); the readable is None where there is nothing
-        after `start`.
-    Raises:
-        _Broken: worth another try.
-        MissingInput, BadInput: not worth it.
-    """
-    if not _is_url(address):
-        if not os.path.isfile(address):
-            raise MissingInput(f"{address}: not found; expected all files of the model in the folder --source")
-        try:
-            size, source = os.path.getsize(address), open(address, "rb")
-        except OSError as error:
-            raise BadInput(f"{address}: cannot be read ({error.strerror}); check its permissions") from None
-        return source, source.seek(start if start <= size else 0), size
-    try:
-        request = urllib.request.Request(address, headers={"User-Agent": "download_model.py"})
-        for name, value in headers.items():
-            request.add_unredirected_header(name, value)  # a token is for the host it was meant for alone
-        if start:
-            request.add_header("Range", f"bytes={start}-")
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and start:  # nothing after `start`: all is here, or what is here is something else
-            if error.headers.get("Content-Range") == f"bytes */{start}":
-                return None, start, start
-            return _open_source(address, 0, headers)
-        if error.code in (408, 429) or error.code >= 500:
-            raise _Broken(f"the server answers {error.code} {error.reason}") from None
-        if error.code == 404:
-            raise MissingInput(f"{address}: the server has no such file (404); check --model and --source") from None
-        raise BadInput(f"{address}: the server refuses ({error.code} {error.reason}); open the address in a "
-                             "browser, or copy the files from elsewhere and use --verify") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(str(getattr(error, "reason", error)) or type(error).__name__) from None
-    except ValueError as error:
-        raise BadInput(f"{address}: not an address ({error}); check --source") from None
-    length = response.headers.get("Content-Length", "")
-    total, at = int(length) if length.isdecimal() else None, 0
-    if response.status == 206:
-        span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if span is None or int(span[1]) != start:
-            response.close()
-            if start:
-                return _open_source(address, 0, headers)
-            raise _Broken("the server sends another range than was asked for")
-        at, total = start, int(span[2]) + 1 if span[3] == "*" else int(span[3])
-    return response, at, total
-
-
-def _transfer(address, part, least_size, headers):
-    """Bring a file or URL to `part`, going on where that ends.
-
-    Raises as _open_source does, and BadInput where `part` cannot be written.
-    """
-    have = os.path.getsize(part) if os.path.isfile(part) else 0
-    source, at, total = _open_source(address, have, headers)
-    if source is None:
-        return
-    name = os.path.basename(part).removesuffix(".part")
-    try:
-        with source, open(part, "ab") as f, tqdm(total=total, initial=at, unit="B", unit_scale=True,
-                                                 desc=name) as progress:
-            f.truncate(at)
-            while chunk := _read(source):
-                f.write(chunk)
-                at += len(chunk)
-                progress.update(len(chunk))
-            f.flush()
-            os.fsync(f.fileno())
-    except OSError as error:
-        raise BadInput(f"{part}: could not be written ({error.strerror or error}); free some space or choose "
-                             "another --model_dir, then run the same command again") from None
-    if at < (least_size if total is None else total):
-        raise _Broken(f"the connection ended after {at:,} of {least_size if total is None else total:,} bytes")
-
-
-def _read(source):
-    """Return the next bytes of a source as soon as there are any, b"" at its end; raise _Broken where reading fails.
-
-    To wait for a full piece would lose what came of one when the connection breaks.
-    """
-    try:
-        return source.read1(CHUNK)
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(str(error) or type(error).__name__) from None
-
-
-def fetch(address, path, wanted, retries=5, pause=1.0, locate=None):
-    """Bring one file to `path`, checked, going on from `path`.part if that is there.
-
-    Args:
-        address: a URL or the path of a file.
-        locate: a function that is asked before every try where `address` lies at the moment; it returns (URL or
-            path, request headers). None: at `address`.
-        retries: how many times in a row a transfer may break without a further byte having come.
-        pause: seconds before the first of these; doubled each time.
-    Raises:
-        MissingInput, BadInput: it is not there, does not come, or is not what is wanted. What
-            was at `path` is unchanged.
-    """
-    part = make_path(path) + ".part"
-    best, failures, restarted = 0, 0, False
-    while True:
-        resumed = os.path.isfile(part) and os.path.getsize(part) > 0
-        try:
-            where, headers = (address, {}) if locate is None else locate()
-            _transfer(where, part, wanted.least_size, headers)
-        except _Broken as error:
-            size = os.path.getsize(part) if os.path.isfile(part) else 0
-            best, failures = max(best, size), 0 if size > best else failures + 1
-            if failures > retries:
-                raise BadInput(f"{address}: the transfer broke {failures} time(s) without progress ({error}); "
-                                     f"check the connection and run the same command again: {size:,} bytes of the "
-                                     "file are here already and will be kept") from None
-            time.sleep(pause * 2 ** max(0, failures - 1))
-            continue
-        problem = problem_of(part, wanted)
-        try:
-            if problem is None:
-                os.replace(part, path)
-                return
-            os.unlink(part)
-        except OSError as error:
-            raise BadInput(f"{path}: could not be written ({error.strerror}); choose another "
-                                 "--model_dir") from None
-        if restarted or not resumed:
-            raise BadInput(f"{address}: {problem}; nothing was kept of it; try again later or another --source")
-        best, failures, restarted = 0, 0, True  # what was resumed may have been of another version
-
-
-def download(folder, files, source=None, retries=5, pause=1.0):
-    """Bring every file of {name: Wanted} into `folder`; those that are there and right are left alone.
-
-    Args:
-        source: a folder or URL that holds all of them; a function of a name and a Wanted that returns the address and
-            `locate` of fetch; None: each file's own address.
-        retries, pause: as in fetch.
-    Returns:
-        The names of the files that were fetched.
-    Raises:
-        MissingInput, BadInput: as fetch, or too little space; the files that came before stay.
-    """
-    if isinstance(source, str) and not _is_url(source) and not os.path.isdir(source):
-        raise MissingInput(f"{source}: not a folder; --source takes a folder or an address that starts with "
-                                 "http:// or https:// and holds the model's files")
-    lacking = {name: wanted for name, wanted in files.items()
-               if problem_of(os.path.join(folder, name), wanted) is not None}
-    _require_space(folder, lacking)
-    for name, wanted in lacking.items():
-        locate = None
-        if source is None:
-            address = wanted.base + name
-        elif callable(source):
-            address, locate = source(name, wanted)
-        elif _is_url(source):
-            address = source.rstrip("/") + "/" + urllib.parse.quote(name)
-        else:
-            address = os.path.join(source, name)
-        fetch(address, os.path.join(folder, name), wanted, retries, pause, locate)
-    return list(lacking)
-
-
-def _require_space(folder, files):
-    """Refuse before the first byte what the disk cannot hold."""
-    parts = {name: os.path.join(folder, name + ".part") for name in files}
-    needed = sum(max(0, wanted.least_size - (os.path.getsize(parts[name]) if os.path.isfile(parts[name]) else 0))
-                 for name, wanted in files.items())
-    place = os.path.abspath(folder)
-    while not os.path.exists(place):
-        place = os.path.dirname(place)
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise BadInput(f"{folder}: {needed:,} bytes are to come and {free:,} are free there; free some space or choose "
-                       "another --model_dir")
-
-
-# The Hub
-
-
 HUB_ERRORS = (huggingface_hub.errors.HTTPError, OSError, ValueError, KeyError, TypeError)
 
 
@@ -437,12 +122,6 @@ def hub_listing(repository, revision=None):
     return Record(info.id, repository, info.sha, files)
 
 
-def by_form(name):
-    """Return the Wanted of a file of which nothing is known but its name."""
-    extension = os.path.splitext(name)[1]
-    return Wanted("", {".safetensors": "safetensors", ".bin": "torch", ".json": "json"}.get(extension, "any"))
-
-
 def hub_source(record):
     """Return the `source` of download for the files of a Record: the Hub's cache, else the Hub."""
     def source(name, wanted):
@@ -456,7 +135,7 @@ def hub_source(record):
                 metadata = huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT)
             except HUB_ERRORS as error:
                 if hub.may_pass(error):
-                    raise _Broken(str(error).splitlines()[0][:150] or type(error).__name__) from None
+                    raise Broken(str(error).splitlines()[0][:150] or type(error).__name__) from None
                 raise hub.in_words(error, record.repository, record.commit) from None
             headers = build_hf_headers()
             if urllib.parse.urlsplit(metadata.location)[:2] != urllib.parse.urlsplit(url)[:2]:
@@ -469,7 +148,10 @@ def hub_source(record):
 
 
 def cached_listing(repository, revision=None):
-    """Return (Record, folder) of a repository in the Hub's cache, where files are named by their hashes, or None."""
+    """Return (Record, folder) of a repository in the Hub's cache, where links lead to files named by their hashes.
+
+    None where it is not there.
+    """
     config = huggingface_hub.try_to_load_from_cache(repository, "config.json", revision=revision)
     if not isinstance(config, str):
         return None
@@ -575,7 +257,7 @@ def _whole_folder(folder, repository, revision):
 
 def _folder_listing(source, repository):
     """Return the Record of a folder given as --source: its own, or one without hashes."""
-    if _is_url(source):
+    if is_url(source):
         raise BadInput(f"--source {source}: nothing lists what lies there; for a mirror of the Hub set HF_ENDPOINT "
                        f"({constants.ENDPOINT} now)")
     if not os.path.isdir(source):
@@ -639,7 +321,7 @@ def expected_of_hub_folder(folder, model, repository):
             files["spiece.model"] = Wanted("", "sha256", SPIECE_SHA256, 791_656)
             words += " (except spiece.model, Google's by its sha256)"
     old = [name for name in weights if name.endswith(".bin") and os.path.isfile(path := os.path.join(folder, name))
-           and not zipfile.is_zipfile(path) and _is_old_torch(path)]
+           and not zipfile.is_zipfile(path) and is_old_torch(path)]
     if old:
         words += f"; {old[0]} is in torch's older form, in which not even a lost end would show"
     return files, words

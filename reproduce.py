@@ -31,6 +31,7 @@ import analysis
 import datasets
 import download_model
 import train
+from formats import checks
 from formats.errors import BadInput, warn
 from formats.files import write_atomically
 from model_pytorch import DoubleHeadModel
@@ -120,7 +121,7 @@ def check_data(run):
         if abs(second - 0.5) > 2 / n ** 0.5:  # four standard deviations of a fair coin
             departures.append(f"{name} has its right endings in the second place in {100 * second:.1f}%, "
                               "expected about half")
-        blobs[name] = download_model.git_blob_id(path)
+        blobs[name] = checks.git_blob_id(path)
     splits = finetuning.read_splits(run)
     lines.append("split: " + ", ".join(f"{len(split[0])} {name}" for name, split in
                                        zip(("train", "valid", "test"), splits, strict=True)))
@@ -149,7 +150,7 @@ def check_weights(run, n_vocab, unverified):
             line = f"weights: not OpenAI's, {n_vocab} tokens and n_embd {run.n_embd}"
         else:
             problems = [f"{paths[name]}: {problem}" for name in wanted
-                        if (problem := download_model.problem_of(paths[name], wanted[name]))]
+                        if (problem := checks.problem_of(paths[name], wanted[name]))]
             if problems and not unverified:
                 raise BadInput(f"{problems[0]}{f' (and {len(problems) - 1} more)' if problems[1:] else ''}; bring "
                                "OpenAI's files with download_model.py, or give --unverified to use these")
@@ -160,7 +161,7 @@ def check_weights(run, n_vocab, unverified):
 
 
 def _blobs(paths):
-    return {name: download_model.git_blob_id(path) for name, path in paths.items() if os.path.isfile(path)}
+    return {name: checks.git_blob_id(path) for name, path in paths.items() if os.path.isfile(path)}
 
 
 def changed_options(run):

@@ -116,9 +116,9 @@ class HubServer(Server):
     """Imitates what huggingface_hub asks of the Hub: a model's info, HEAD and GET of resolve/, large files elsewhere.
 
     `repositories` is {"owner/name": {revision: {file name: bytes}}}; a revision has the commit `commit_of` gives.
-    Large files (LARGE) are redirected to the host localhost, as the Hub does to its store. Of "private" and "gated"
-    repositories only the token TOKEN reads, OTHER is a token of somebody else. `tokens` collects (path, Authorization) of every request; `busy` is how
-    many HEAD requests answer 503.
+    Large files (LARGE) are redirected to the host localhost, as the Hub does to its store. Repositories that are
+    `private` or `gated` are read with the token TOKEN alone; OTHER is a token of somebody else. `tokens` collects
+    (path, Authorization) of every request; the next `busy` HEAD requests are answered 503.
     """
 
     LARGE, TOKEN, OTHER = (".safetensors", ".bin", ".model"), "hf_right", "hf_other"

@@ -21,7 +21,7 @@ from servers import HubServer, serving
 
 import download_model
 import utils
-from formats import hub
+from formats import checks, hub, transfers
 from formats.errors import BadInput
 
 REPOSITORY = "somebody/their-t5"
@@ -233,7 +233,7 @@ def test_a_small_file_cut_in_the_middle(server, command, folder):
 
 
 def test_a_busy_hub_is_asked_again(server, command, folder, monkeypatch):
-    monkeypatch.setattr(download_model.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(transfers.time, "sleep", lambda seconds: None)
     server.busy = 3
     assert command()[0] == 0
     server.busy = 9
@@ -303,7 +303,7 @@ def test_no_such_repository_no_network_no_hub(server, command, folder, monkeypat
 
 
 def test_too_little_space(server, command, folder, monkeypatch):
-    monkeypatch.setattr(download_model.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 0, 100))
+    monkeypatch.setattr(transfers.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 0, 100))
     refused(command(), "bytes are to come and 100 are free there")
     assert not contents(folder)
 
@@ -490,8 +490,25 @@ def test_random_damage_to_records_and_weights_is_one_line(server, command, folde
                 assert status in (0, 2) and all("Traceback" not in line for line in err)
                 found.add(err[-1].split(": ")[-1] if err else "whole")
             else:
-                problem = download_model.problem_of(str(folder / name), download_model.by_form(name))
+                problem = checks.problem_of(str(folder / name), checks.by_form(name))
                 found.add((problem or "whole").split(":")[0].split(" (")[0])
                 assert problem is None or "\n" not in problem
         (folder / name).write_bytes(right)
     assert {"damaged; delete it, then run the same command again", "truncated or altered", "altered"} <= found
+
+
+def test_reproduce_knows_the_hubs_gpt(server, command, folder):
+    """wanted_files: OpenAI's files, the Hub's by their recorded hashes, or the number of values alone."""
+    ours = download_model.OPENAI_FILES
+    wanted, words = download_model.wanted_files(str(folder))
+    assert words == "the Hub's model.safetensors, its number of values checked"
+    assert wanted == download_model.VOCABULARY_FILES | {"model.safetensors": ("", "safetensors", 116_534_784, 1)}
+    server.repositories[download_model.GPT_REPOSITORY] = {"main": SETTINGS | GPT_VOCABULARY | ONE_TORCH}
+    assert command("--model", "gpt", "--from", "hub")[0] == 0
+    wanted, words = download_model.wanted_files(str(folder))
+    digest = hashlib.sha256(ONE_TORCH["pytorch_model.bin"]).hexdigest()
+    assert wanted["pytorch_model.bin"] == ("", "sha256", digest, len(ONE_TORCH["pytorch_model.bin"]))
+    assert wanted.keys() == download_model.VOCABULARY_FILES.keys() | {"pytorch_model.bin"}
+    assert words.startswith("the Hub's (openai-community/openai-gpt at commit ") and words.endswith("by its hash")
+    (folder / "params_shapes.json").write_bytes(b"")
+    assert download_model.wanted_files(str(folder)) == (ours, "OpenAI's, every file verified by its git blob id")

@@ -23,7 +23,8 @@ from servers import Server, blob_id, serving
 
 import download_model
 import utils
-from download_model import Wanted
+from formats import checks, transfers
+from formats.checks import Wanted
 
 BASE = "http://127.0.0.1:9/not-asked/"
 
@@ -71,11 +72,11 @@ def test_blob_id_is_gits(tmp_path):
     for data, expected in ((b"", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
                            (b"hello\n", "ce013625030ba8dba906f756967f9e9ca394464a")):
         (tmp_path / "file").write_bytes(data)
-        assert download_model.git_blob_id(tmp_path / "file") == expected
+        assert checks.git_blob_id(tmp_path / "file") == expected
 
 
 def test_openais_vocabulary_passes(openai_vocabulary):
-    checked = {name: download_model.problem_of(str(openai_vocabulary / name), wanted)
+    checked = {name: checks.problem_of(str(openai_vocabulary / name), wanted)
                for name, wanted in download_model.OPENAI_FILES.items() if (openai_vocabulary / name).exists()}
     assert {"encoder_bpe_40000.json", "vocab_40000.bpe"} <= set(checked)
     assert set(checked.values()) == {None}
@@ -141,13 +142,13 @@ def test_http(repository, files, folder, server, capsys):
 
 def test_without_source_each_file_comes_from_its_own_address(repository, folder, server):
     files = {name: Wanted(server.url, "sha256", hashlib.sha256(data).hexdigest()) for name, data in repository.items()}
-    assert download_model.download(str(folder), files) == list(repository)
+    assert transfers.download(str(folder), files) == list(repository)
     assert contents(folder) == repository
 
 
 def test_a_cut_transfer_goes_on_in_the_same_run(repository, files, folder, server):
     server.plan = [300_000, 200_000, "error", 0, None]
-    download_model.download(str(folder), files, server.url, pause=0)
+    transfers.download(str(folder), files, server.url, pause=0)
     assert contents(folder) == repository
     assert [asked for name, asked in server.asked if name == "params_0.npy"] == [
         None, "bytes=300000-", "bytes=500000-", "bytes=500000-", "bytes=500000-"]
@@ -170,13 +171,13 @@ def test_a_cut_transfer_goes_on_in_the_next_run(repository, files, folder, serve
 
 def test_only_transfers_that_bring_nothing_are_counted(repository, files, folder, server):
     server.plan = [100_000] * 7
-    download_model.download(str(folder), files, server.url, retries=0, pause=0)
+    transfers.download(str(folder), files, server.url, retries=0, pause=0)
     assert contents(folder) == repository
     (folder / "params_0.npy").unlink()
     server.asked.clear()
     server.files, server.plan = dict(repository), [50_000, *["error"] * 3, 50_000, *["error"] * 9]
     with pytest.raises(utils.BadInput, match=r"broke 4 time\(s\) without progress \(the server answers 503"):
-        download_model.download(str(folder), files, server.url, retries=3, pause=0)
+        transfers.download(str(folder), files, server.url, retries=3, pause=0)
     assert len(server.asked) == 1 + 3 + 1 + 4
 
 
@@ -186,7 +187,7 @@ def test_random_cuts(repository, files, tmp_path, server):
         folder = tmp_path / str(number)
         cuts = [rng.randrange(1, 300_000) for _ in range(12)]
         server.plan = [rng.choice([cut, cut, "error", "whole", "other range"]) for cut in cuts]
-        download_model.download(str(folder), files, server.url, retries=12, pause=0)
+        transfers.download(str(folder), files, server.url, retries=12, pause=0)
         assert contents(folder) == repository
 
 
@@ -195,21 +196,21 @@ def test_a_server_that_does_not_resume(repository, files, folder, server, act):
     folder.mkdir()
     (folder / "params_0.npy.part").write_bytes(repository["params_0.npy"][:400_000])
     server.plan = [act]
-    download_model.download(str(folder), files, server.url, retries=0)
+    transfers.download(str(folder), files, server.url, retries=0)
     assert contents(folder) == repository
 
 
 def test_a_server_that_gives_no_length(repository, files, folder, server):
     server.plan = ["no length"] * 4
-    download_model.download(str(folder), files, server.url, retries=0)
+    transfers.download(str(folder), files, server.url, retries=0)
     assert contents(folder) == repository
 
 
 def test_a_reset_or_a_silence_keeps_what_came(repository, files, folder, server, monkeypatch):
     """After less than a piece of CHUNK bytes; a transfer that brings something is not counted."""
-    monkeypatch.setattr(download_model, "TIMEOUT", 0.5)
+    monkeypatch.setattr(transfers, "TIMEOUT", 0.5)
     server.plan = [("reset", 200_000), ("silent", 200_000), ("reset", 200_000), None, ("silent", 70_000)]
-    download_model.download(str(folder), files, server.url, retries=0, pause=0)
+    transfers.download(str(folder), files, server.url, retries=0, pause=0)
     assert contents(folder) == repository
     assert server.asked[:6] == [("params_0.npy", None), ("params_0.npy", "bytes=200000-"),
                                 ("params_0.npy", "bytes=400000-"), ("params_0.npy", "bytes=600000-"),
@@ -218,7 +219,7 @@ def test_a_reset_or_a_silence_keeps_what_came(repository, files, folder, server,
 
 def test_a_reply_without_a_length_that_ends_early_is_tried_again(repository, files, folder, server):
     server.plan = [("no length", 250_000), ("no length", 250_000), None]
-    download_model.download(str(folder), files, server.url, retries=0, pause=0)
+    transfers.download(str(folder), files, server.url, retries=0, pause=0)
     assert contents(folder) == repository
     assert [asked for name, asked in server.asked if name == "params_0.npy"] == [
         None, "bytes=250000-", "bytes=500000-"]
@@ -226,20 +227,20 @@ def test_a_reply_without_a_length_that_ends_early_is_tried_again(repository, fil
     server.asked.clear()
     server.plan = [("whole, no length", 999)] * 4
     with pytest.raises(utils.BadInput, match=r"broke 3 time\(s\) without progress \(the connection ended after 999"):
-        download_model.download(str(folder), files, server.url, retries=2, pause=0)
+        transfers.download(str(folder), files, server.url, retries=2, pause=0)
     assert len(server.asked) == 4
 
 
 def test_chunks_that_end_early_are_tried_again(repository, files, folder, server):
     server.plan = [("chunked", 250_000), ("chunked", 250_000), ("chunked", None)]
-    download_model.download(str(folder), files, server.url, retries=0, pause=0)
+    transfers.download(str(folder), files, server.url, retries=0, pause=0)
     assert contents(folder) == repository and len(server.asked) == 3 + 3
 
 
 def test_a_part_that_is_already_whole(repository, files, folder, server):
     folder.mkdir()
     (folder / "params_0.npy.part").write_bytes(repository["params_0.npy"])
-    download_model.download(str(folder), files, server.url, retries=0)
+    transfers.download(str(folder), files, server.url, retries=0)
     assert contents(folder) == repository
     assert server.asked[:2] == [("params_0.npy", "bytes=700001-"), ("params_1.npy", None)]
 
@@ -252,7 +253,7 @@ def test_a_part_of_something_else_is_fetched_anew(repository, files, folder, ser
     for name, data in repository.items():
         (tmp_path / "clone" / name).write_bytes(data)
     (folder / "params_0.npy.part").write_bytes(part)
-    download_model.download(str(folder), files, server.url if over_http else str(tmp_path / "clone"), retries=0)
+    transfers.download(str(folder), files, server.url if over_http else str(tmp_path / "clone"), retries=0)
     assert contents(folder) == repository
 
 
@@ -270,7 +271,7 @@ def test_altered_files_never_take_the_name(repository, files, folder, server, ca
     server.files, server.plan = {**repository, "params_0.npy": right[:-1] + b"\0"}, [300_000] * 50
     server.asked.clear()
     with pytest.raises(utils.BadInput, match="altered"):  # always cut and always wrong: twice, then no more
-        download_model.download(str(folder), files, server.url, pause=0)
+        transfers.download(str(folder), files, server.url, pause=0)
     assert [asked for _, asked in server.asked] == [None, "bytes=300000-", "bytes=600000-"] * 2
     server.files, server.plan = repository, []
     assert run(["--source", server.url, "--model_dir", folder], files, capsys)[0] == 0
@@ -330,7 +331,7 @@ def test_killed_in_the_middle(repository, files, folder, server, capsys):
 
 
 def test_too_little_space_is_said_before_the_first_byte(files, folder, server, capsys, monkeypatch):
-    monkeypatch.setattr(download_model.shutil, "disk_usage", lambda path: SimpleNamespace(free=700_000))
+    monkeypatch.setattr(transfers.shutil, "disk_usage", lambda path: SimpleNamespace(free=700_000))
     status, _, err = run(["--source", server.url, "--model_dir", folder], files, capsys)
     needed = sum(wanted.least_size for wanted in files.values())
     assert status == 2 and len(err) == 1 and f"{needed:,} bytes are to come and 700,000 are free there" in err[0], err
@@ -359,7 +360,7 @@ def test_the_second_into_one_folder_is_told_of_the_first(repository, files, fold
 def test_ctrl_c_is_one_line(files, folder, server, capsys, monkeypatch):
     def interrupted(source):
         raise KeyboardInterrupt
-    monkeypatch.setattr(download_model, "_read", interrupted)
+    monkeypatch.setattr(transfers, "_read", interrupted)
     status, _, err = run(["--source", server.url, "--model_dir", folder], files, capsys)
     assert status == 2 and len(err) == 1 and "run the same command again" in err[0]
 
@@ -407,7 +408,7 @@ def test_random_damage_to_safetensors_is_words_not_a_traceback(folder):
         data, at = bytearray(right), rng.randrange(120)
         data[at:at + rng.randrange(9)] = rng.choice((b"", b"\xff" * 8, b"\0" * 5, rng.randbytes(6)))
         (folder / "model.safetensors").write_bytes(data)
-        problem = download_model.problem_of(str(folder / "model.safetensors"), wanted)
+        problem = checks.problem_of(str(folder / "model.safetensors"), wanted)
         found.add((problem or "right").split(":")[0])
         assert problem is None or "\n" not in problem
     assert "truncated or altered" in found
