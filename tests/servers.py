@@ -118,7 +118,8 @@ class HubServer(Server):
     `repositories` is {"owner/name": {revision: {file name: bytes}}}; a revision has the commit `commit_of` gives.
     Large files (LARGE) are redirected to the host localhost, as the Hub does to its store. Repositories that are
     `private` or `gated` are read with the token TOKEN alone; OTHER is a token of somebody else. `tokens` collects
-    (path, Authorization) of every request; the next `busy` HEAD requests are answered 503.
+    (path, Authorization) of every request; the next `busy` HEAD requests are answered 503. `hashes` False: a mirror that lists
+    names alone; `moves`: GET of a small file is redirected where HEAD was not.
     """
 
     LARGE, TOKEN, OTHER = (".safetensors", ".bin", ".model"), "hf_right", "hf_other"
@@ -126,7 +127,7 @@ class HubServer(Server):
     def __init__(self, repositories):
         super().__init__({}, HubHandler)
         self.repositories, self.private, self.gated, self.renamed = repositories, set(), set(), {}
-        self.tokens, self.busy, self.hashes = [], 0, True
+        self.tokens, self.busy, self.hashes, self.moves = [], 0, True, False
         self.url = self.url.rstrip("/")
 
     @staticmethod
@@ -206,6 +207,8 @@ class HubHandler(Handler):
                                X_Repo_Commit=commit)
         server.files.setdefault(f"{commit}/{name}", data)
         headers = {"ETag": f'"{blob_id(data)}"', "X_Repo_Commit": commit}
+        if self.command == "GET" and server.moves:
+            return self.answer(302, Location=f"http://localhost:{server.server_address[1]}/store/{commit}/{name}")
         if self.command == "GET":
             return self.serve(f"{commit}/{name}", **headers)
         self.send_response(200)
