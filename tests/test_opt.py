@@ -10,7 +10,8 @@ import pytest
 import torch
 from gpt_golden import as_tf, batch_of, config_of, model_of, variables
 
-from fast.gpt import losses
+import fast.gpt
+from loss import double_head_loss
 from opt import SCHEDULES, Adafactor, OpenAIAdam, rsqrt_schedule
 
 VARIANTS = ["warmup_linear_default", "warmup_linear_vector_l2", "warmup_linear_no_clip", "warmup_linear_no_l2",
@@ -50,7 +51,12 @@ def test_schedules_equal_the_original_up_to_the_end(golden, name):
     assert SCHEDULES[name](0.0, 0) == 1  # no warmup; the original divides by zero
 
 
-def test_ten_training_steps_end_where_the_original_s_do(golden):
+def plain_losses(model, x, m, y, lm_coef):
+    return double_head_loss(*model(x), x, m, y, lm_coef)[:2]
+
+
+@pytest.mark.parametrize("losses", [plain_losses, fast.gpt.losses])
+def test_ten_training_steps_end_where_the_original_s_do(golden, losses):
     z, start = np.load(golden / "gpt" / "train_10steps.npz"), np.load(golden / "gpt" / "gpt_gelu.npz")
     model, c = model_of(start), config_of(z)
     for name, p in variables(model).items():
@@ -79,7 +85,8 @@ def check_parameters(model, z, prefix):
         assert (np.abs(as_tf(p, want) - want) <= atol).all(), name
 
 
-def test_two_towers_give_the_original_s_averaged_gradients(golden):
+@pytest.mark.parametrize("losses", [plain_losses, fast.gpt.losses])
+def test_two_towers_give_the_original_s_averaged_gradients(golden, losses):
     z, start = np.load(golden / "gpt" / "multi_gpu_part.npz"), np.load(golden / "gpt" / "gpt_gelu.npz")
     model = model_of(start)
     x, m, y = batch_of(z)
