@@ -23,9 +23,9 @@ import urllib.request
 from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 import utils
+from formats import progress
 from formats.errors import BadInput, MissingInput
 from formats.files import is_lfs_pointer, make_path
 
@@ -100,11 +100,11 @@ def wanted_files(model, origin):
 def file_hash(path, algorithm, prefix=b""):
     """Return the hexadecimal hash of `prefix` and a file's bytes, read a piece at a time."""
     digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
-    with open(path, "rb") as f, tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, delay=1, leave=False,
-                                     desc=f"check {os.path.basename(path)}") as progress:
+    with open(path, "rb") as f, progress.bar(total=os.path.getsize(path), unit="B",
+                                             desc=f"check {os.path.basename(path)}") as bar:
         while chunk := f.read(CHUNK):
             digest.update(chunk)
-            progress.update(len(chunk))
+            bar.update(len(chunk))
     return digest.hexdigest()
 
 
@@ -257,13 +257,13 @@ def _transfer(address, part):
         return sha256
     name = os.path.basename(part).removesuffix(".part")
     try:
-        with source, open(part, "ab") as f, tqdm(total=total, initial=at, unit="B", unit_scale=True,
-                                                 desc=name) as progress:
+        with source, open(part, "ab") as f, progress.bar(total=total, initial=at, unit="B", desc=name,
+                                                         leave=True) as bar:
             f.truncate(at)
             while chunk := _read(source):
                 f.write(chunk)
                 at += len(chunk)
-                progress.update(len(chunk))
+                bar.update(len(chunk))
             f.flush()
             os.fsync(f.fileno())
     except OSError as error:

@@ -4,9 +4,9 @@ import os
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import datasets
+from formats import progress
 from formats.errors import BadInput
 from formats.files import load_tensors, write_atomically
 from training import loop
@@ -53,7 +53,7 @@ def choose(logits_of, n_examples, n_choices, n_batch, world, verbose=False):
     """
     logits = torch.zeros(n_examples, n_choices, device=world.device)
     starts = range(0, n_examples, n_batch)[world.rank::world.size]
-    for start in tqdm(starts, disable=not (verbose and world.is_first), unit="batch", leave=False, ncols=100):
+    for start in progress.bar(starts, unit="batch", show=verbose and world.is_first):
         rows = slice(start, min(start + n_batch, n_examples))
         logits[rows] = logits_of(rows).float()
     return world.sum(logits)
