@@ -13,13 +13,13 @@ import os
 import sys
 
 import torch
-from tqdm import tqdm
 
 import fast.gpt
 import fast.t5
 import t5_decoding
 from fast.known import knows
 from fast.matmul import linear
+from formats import progress
 from formats.errors import BadInput, MissingInput, warn
 from formats.gpt_files import read_pretrained
 from loss import word_loss
@@ -142,7 +142,7 @@ def perplexity(model, ids, plain=False):
     n_ctx = model.transformer.n_ctx
     n_vocab = model.transformer.n_vocab - n_ctx
     device, total = model.transformer.embed.weight.device, 0.0
-    for start in tqdm(range(0, len(ids) - 1, n_ctx - 1), unit="window", leave=False, ncols=80):
+    for start in progress.bar(range(0, len(ids) - 1, n_ctx - 1), unit="window"):
         x = with_positions(torch.tensor([ids[start:start + n_ctx]], device=device), 0, n_vocab)     # [1, t, 2]
         total += (word_loss(model(x), x, n_vocab) if plain else fast.gpt.lm_word_loss(model, x)).item()
     return perplexity_of(total / (len(ids) - 1))

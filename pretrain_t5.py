@@ -20,12 +20,12 @@ import sys
 import numpy as np
 import sentencepiece
 import torch
-from tqdm import tqdm
 
 import fast.t5
 import loss
 import opt
-from formats.errors import BadInput
+from formats import progress
+from formats.errors import BadInput, is_first_process
 from formats.files import write_atomically
 from t5_pytorch import EOS, T5, T5_CONFIGS, export_t5_model, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import N_SENTINELS, SentencePieceEncoder
@@ -141,7 +141,7 @@ def load_data(args, folder, tokens_length):
     write_bytes(path, data)
     encoder = SentencePieceEncoder(path)
     ids = [np.array(encoder.encode([line], verbose=False)[0], dtype=np.int32)
-           for line in tqdm(lines, desc="encode", unit="line", leave=False, ncols=80)]
+           for line in progress.bar(lines, desc="encode", unit="line", show=is_first_process())]
     return encoder, *corpus.hold_out(corpus.cut_sequences(np.concatenate(ids), tokens_length), args.held_out)
 
 

@@ -190,7 +190,7 @@ def machine(device):
 def run_files(args, run):
     """Return the paths of a seed: 'log', 'best', 'checkpoint', 'submission', and 'record', which is ours."""
     return loop.paths(run) | {"record": os.path.join(args.out, "runs", f"{run.desc}.json"),
-                                  "submission": os.path.join(run.submission_dir, finetuning.DATASETS[run.dataset][2])}
+                                  "submission": os.path.join(run.submission_dir, finetuning.DATASETS[run.dataset][1])}
 
 
 def read_record(path):
@@ -312,7 +312,7 @@ def measured(args, run):
     """Return {'seed', 'valid', 'test', 'best_epoch', 'seconds', 'resumed'} of a finished seed, from its files."""
     files, record = run_files(args, run), read_record(run_files(args, run)["record"])
     with contextlib.redirect_stdout(io.StringIO()):  # it prints too, which after every seed would be too much
-        valid, test = finetuning.DATASETS[run.dataset][1](args.data_dir, files["submission"], files["log"])
+        valid, test = analysis.REPORTS[run.dataset](args.data_dir, files["submission"], files["log"])
     best = next(line for line in analysis.evaluations(files["log"]) if line["va_acc"] == valid)
     return {"seed": run.seed, "valid": valid, "test": test, "best_epoch": best["n_epochs"],
             "seconds": record["seconds"], "resumed": record["resumed"]}

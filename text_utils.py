@@ -12,8 +12,8 @@ import re
 
 import ftfy
 import sentencepiece
-from tqdm import tqdm
 
+from formats import progress
 from formats.errors import OPENAI_MODEL, BadInput, MissingInput, is_first_process
 from formats.files import is_lfs_pointer, read_text
 
@@ -164,8 +164,7 @@ class TextEncoder:
             verbose: show a progress bar.
         """
         encoded = []
-        for text in tqdm(texts, desc="encode", unit="text", leave=False, ncols=80,
-                         disable=not verbose or not is_first_process()):
+        for text in progress.bar(texts, desc="encode", unit="text", show=verbose and is_first_process()):
             encoded.append([i for word in self.words(text) for i in self.word_ids(word)])
         return encoded
 
@@ -231,8 +230,7 @@ class SentencePieceEncoder:
             verbose: show a progress bar.
         """
         encoded = []
-        for text in tqdm(texts, desc="encode", unit="text", leave=False, ncols=80,
-                         disable=not verbose or not is_first_process()):
+        for text in progress.bar(texts, desc="encode", unit="text", show=verbose and is_first_process()):
             parts = SENTINEL.split(text)  # text, number, text, number, ..., text
             ids = self.model.encode(parts[0])
             for number, part in zip(parts[1::2], parts[2::2], strict=True):

@@ -18,6 +18,7 @@ import zlib
 import numpy as np
 import torch
 
+import analysis
 import fast.gpt
 import opt
 from formats.errors import BadInput, warn
@@ -199,7 +200,9 @@ def main(argv=None):
         fingerprint = zlib.crc32(np.ascontiguousarray(array).tobytes(), fingerprint)
     loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
     if args.submit:
-        finetuning.submit(args, model, world, lambda: logits("test"))
+        path = finetuning.submit(args, model, world, lambda: logits("test"))
+        if args.analysis and world.is_first:
+            analysis.REPORTS[args.dataset](args.data_dir, path, loop.paths(args)["log"])
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from formats import progress
 from formats.errors import BadInput, MissingInput
 from formats.files import make_path, write_atomically  # noqa: F401 (make_path is the original's name here)
 
@@ -115,7 +115,7 @@ def iter_data(*datas, n_batch=128, truncate=False, verbose=False, max_batches=fl
     starts = range(0, n, n_batch)
     if max_batches != float("inf"):
         starts = starts[:max_batches]
-    for start in tqdm(starts, disable=not verbose, unit="batch", leave=False):
+    for start in progress.bar(starts, unit="batch", show=verbose):
         batch = tuple(d[start:min(start + n_batch, n)] for d in datas)
         yield batch[0] if len(datas) == 1 else batch
 

@@ -8,8 +8,8 @@ import zlib
 from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
+from formats import progress
 from formats.files import is_lfs_pointer
 
 CHUNK = 1 << 18  # bytes
@@ -39,11 +39,11 @@ def by_form(name):
 def file_hash(path, algorithm, prefix=b""):
     """Return the hexadecimal hash of `prefix` and a file's bytes, read a piece at a time."""
     digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
-    with open(path, "rb") as f, tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, delay=1, leave=False,
-                                     desc=f"check {os.path.basename(path)}") as progress:
+    with open(path, "rb") as f, progress.bar(total=os.path.getsize(path), unit="B",
+                                             desc=f"check {os.path.basename(path)}") as bar:
         while chunk := f.read(CHUNK):
             digest.update(chunk)
-            progress.update(len(chunk))
+            bar.update(len(chunk))
     return digest.hexdigest()
 
 

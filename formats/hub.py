@@ -1,5 +1,6 @@
 """The Hugging Face Hub: which files of a repository are a model, and what its library's errors mean."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ VOCABULARIES = ("spiece.model", "tokenizer.json", "vocab.json", "merges.txt", "e
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
             "added_tokens.json")
 MOST_INDEX_BYTES = 50_000_000
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # OWNER/NAME
 
 
 def wanted_names(file_names):
@@ -112,3 +114,34 @@ def in_words(error, repository, revision=None):
     if isinstance(error, (errors.HTTPError, OSError)):
         return BadInput(f"{at}: no answer ({reason}); check the connection, or set HF_ENDPOINT to a mirror")
     return BadInput(f"{at}: the server does not answer as the Hub does ({reason}); check HF_ENDPOINT")
+
+
+def local_folder(name_or_folder, revision=None):
+    """Return the local folder (or file) that a path, or the name of a repository on the Hub, means.
+
+    What exists is taken as it is, and so is what looks like a path. A name such as `google/flan-t5-base` is asked of
+    the Hub's library, which keeps the files in its cache and, without a network, answers from there.
+
+    Args:
+        name_or_folder: a path, or OWNER/NAME.
+        revision: branch, tag or commit of the repository.
+    Raises:
+        MissingInput, BadInput: see in_words and wanted_names.
+    """
+    name = os.fspath(name_or_folder)
+    if os.path.exists(name) or not REPOSITORY.fullmatch(name) or os.path.isdir(os.path.dirname(name)):
+        return name
+    import huggingface_hub
+    try:
+        files = [file.rfilename for file in huggingface_hub.model_info(name, revision=revision).siblings]
+    except Exception as error:  # the library raises its own types, and those of the two that it uses
+        with contextlib.suppress(Exception):  # no network, or not to be used: what the cache holds will do
+            return huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True)
+        answer = in_words(error, name, revision)
+        raise type(answer)(f"{name}: no such folder here; {answer}") from None
+    try:
+        return huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted_names(files))
+    except BadInput as error:
+        raise BadInput(f"{name}: {error}") from None
+    except Exception as error:
+        raise in_words(error, name, revision) from None

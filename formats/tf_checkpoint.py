@@ -19,8 +19,8 @@ from typing import NamedTuple
 import google_crc32c
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from formats import progress
 from formats.errors import BadInput, MissingInput
 
 FOOTER_SIZE, TRAILER_SIZE = 48, 5  # bytes; every block is followed by its kind (1 byte) and checksum (4)
@@ -68,7 +68,7 @@ def read_checkpoint(path):
     shards = [_map_shard(prefix, shard, n_shards) for shard in range(n_shards)]
     tensors = {}
     total = sum(variable.size for variable in variables.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="checkpoint", delay=2, leave=False) as progress:
+    with progress.bar(total=total, unit="B", desc="checkpoint") as bar:
         for name, (dtype, shape, shard, offset, size, checksum) in variables.items():
             file, data = shards[shard]
             end = offset + size
@@ -76,7 +76,7 @@ def read_checkpoint(path):
                 raise BadInput(f"{file}: has {len(data)} bytes, expected at least {end} for the variable "
                                      f"{name}; it is truncated or of another index; {DOWNLOAD}")
             data = data[offset:end]
-            if _checksum(data, progress) != checksum:
+            if _checksum(data, bar) != checksum:
                 raise BadInput(f"{file}: bytes {offset} to {end}, variable {name}, lack the checksum "
                                      f"expected by the index; they are damaged or of another; {DOWNLOAD}")
             if offset % dtype.itemsize:
@@ -159,14 +159,14 @@ def _map_shard(prefix, shard, n_shards):
         raise BadInput(f"{file}: cannot be read ({error.strerror}); check its permissions") from None
 
 
-def _checksum(data, progress=None):
+def _checksum(data, bar=None):
     """Return the masked CRC-32C of bytes or a uint8 array, taken a megabyte at a time."""
     crc = 0
     for start in range(0, len(data), 1 << 20):
         chunk = bytes(data[start:start + (1 << 20)])
         crc = google_crc32c.extend(crc, chunk)
-        if progress is not None:
-            progress.update(len(chunk))
+        if bar is not None:
+            bar.update(len(chunk))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 

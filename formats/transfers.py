@@ -13,8 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from tqdm import tqdm
-
+from formats import progress
 from formats.checks import CHUNK, problem_of
 from formats.errors import BadInput, MissingInput
 from formats.files import make_path
@@ -96,13 +95,13 @@ def _transfer(address, part, least_size, headers):
         return
     name = os.path.basename(part).removesuffix(".part")
     try:
-        with source, open(part, "ab") as f, tqdm(total=total, initial=at, unit="B", unit_scale=True,
-                                                 desc=name) as progress:
+        with source, open(part, "ab") as f, progress.bar(total=total, initial=at, unit="B", desc=name,
+                                                         leave=True) as bar:
             f.truncate(at)
             while chunk := _read(source):
                 f.write(chunk)
                 at += len(chunk)
-                progress.update(len(chunk))
+                bar.update(len(chunk))
             f.flush()
             os.fsync(f.fileno())
     except OSError as error:

@@ -118,8 +118,8 @@ class HubServer(Server):
     `repositories` is {"owner/name": {revision: {file name: bytes}}}; a revision has the commit `commit_of` gives.
     Large files (LARGE) are redirected to the host localhost, as the Hub does to its store. Repositories that are
     `private` or `gated` are read with the token TOKEN alone; OTHER is a token of somebody else. `tokens` collects
-    (path, Authorization) of every request; the next `busy` HEAD requests are answered 503. `hashes` False: a mirror that lists
-    names alone; `moves`: GET of a small file is redirected where HEAD was not.
+    (path, Authorization) of every request; the next `busy` HEAD requests are answered 503. `hashes` False is a mirror
+    that lists names alone; `moves` redirects GET of a small file where HEAD was not redirected.
     """
 
     LARGE, TOKEN, OTHER = (".safetensors", ".bin", ".model"), "hf_right", "hf_other"

@@ -5,6 +5,7 @@ import json
 import ftfy
 import pytest
 
+from formats import progress
 from formats.errors import BadInput, MissingInput
 from text_utils import TextEncoder, read_encoder, read_merges, text_standardize
 
@@ -64,10 +65,11 @@ def test_a_word_is_encoded_once(small_vocabulary):
     assert sorted(calls) == ["low", "new"]
 
 
-def test_a_progress_bar_unless_told_otherwise(small_vocabulary, capsys):
+def test_a_progress_bar_unless_told_otherwise(small_vocabulary, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SHORT", 0)
     encoder = TextEncoder(*small_vocabulary)
     encoder.encode(["low"] * 5)
-    assert "5" in capsys.readouterr().err
+    assert "encode: 5 of 5 (100%)" in capsys.readouterr().err
     encoder.encode(["low"] * 5, verbose=False)
     assert capsys.readouterr().err == ""
 

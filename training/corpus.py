@@ -7,8 +7,8 @@ import math
 import os
 
 import numpy as np
-from tqdm import tqdm
 
+from formats import progress
 from formats.errors import BadInput, MissingInput, is_first_process
 
 
@@ -23,8 +23,7 @@ def read_lines(paths, verbose=True):
     """
     require_files(paths)
     total = sum(map(os.path.getsize, paths))
-    with tqdm(total=total, unit="B", unit_scale=True, desc="read", leave=False, ncols=80,
-              disable=not verbose or not is_first_process()) as bar:
+    with progress.bar(total=total, unit="B", desc="read", show=verbose and is_first_process()) as bar:
         for path in paths:
             with open(path, "rb") as f:
                 for number, raw in enumerate(f, 1):

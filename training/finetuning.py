@@ -4,17 +4,16 @@ import os
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
-import analysis
 import datasets
+from formats import progress
 from formats.errors import BadInput
 from formats.files import load_tensors, write_atomically
 from training import loop
 from utils import require_ranges
 
-# name -> (reader of data_dir, report on a submission, name of the submission file)
-DATASETS = {"rocstories": (datasets.rocstories, analysis.rocstories, "ROCStories.tsv")}
+# name -> (reader of data_dir, name of the submission file); analysis.REPORTS has a report on each
+DATASETS = {"rocstories": (datasets.rocstories, "ROCStories.tsv")}
 
 
 def add_task_options(parser):
@@ -54,7 +53,7 @@ def choose(logits_of, n_examples, n_choices, n_batch, world, verbose=False):
     """
     logits = torch.zeros(n_examples, n_choices, device=world.device)
     starts = range(0, n_examples, n_batch)[world.rank::world.size]
-    for start in tqdm(starts, disable=not (verbose and world.is_first), unit="batch", leave=False, ncols=100):
+    for start in progress.bar(starts, unit="batch", show=verbose and world.is_first):
         rows = slice(start, min(start + n_batch, n_examples))
         logits[rows] = logits_of(rows).float()
     return world.sum(logits)
@@ -101,16 +100,16 @@ def load_best(args, model, world):
 
 
 def submit(args, model, world, test_logits):
-    """Predict the test split with the best parameters, write the submission, and report on it if asked to.
+    """Predict the test split with the best parameters and write the submission.
 
     Args:
         test_logits: function without arguments returning [n, c] logits of the test split.
+    Returns:
+        the path of the submission.
     """
-    _, report, file_name = DATASETS[args.dataset]
+    path = os.path.join(args.submission_dir, DATASETS[args.dataset][1])
     load_best(args, model, world)
     predictions = test_logits().argmax(1).tolist()
     if world.is_first:
-        path = os.path.join(args.submission_dir, file_name)
         write_submission(path, predictions)
-        if args.analysis:
-            report(args.data_dir, path, loop.paths(args)["log"])
+    return path

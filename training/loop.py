@@ -15,9 +15,9 @@ import signal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart
+from formats import progress
 from formats.errors import BadInput
 from formats.files import load_tensors, make_path, save_tensors
 from utils import ResultLogger, Stopped
@@ -197,8 +197,8 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
                 save_tensors(file["best"], model.state_dict())
         if world.is_first:
             logger.log(n_epochs=state["n_epochs"], n_updates=state["n_updates"], **values)
-            tqdm.write(f"epoch {state['n_epochs']}  update {state['n_updates']}  "
-                       + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            progress.write(f"epoch {state['n_epochs']}  update {state['n_updates']}  "
+                           + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def mean_loss(tower):
         """Add a tower's share to the gradients and return it; nothing of its graph stays."""
@@ -213,8 +213,8 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     towers = range(world.rank, args.n_gpu, world.size)
     lay_large_blocks_apart()
     model.train()
-    with stop_signals() as signals, tqdm(total=total, initial=state["n_updates"], unit="update", ncols=100,
-                                         disable=not world.is_first) as bar:
+    with stop_signals() as signals, progress.bar(total=total, initial=state["n_updates"], unit="update", leave=True,
+                                                 show=world.is_first) as bar:
         while state["n_updates"] < total:
             epoch, batch = divmod(state["n_updates"], per_epoch)
             if batch == 0 or state["n_updates"] == begin:
