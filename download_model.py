@@ -68,9 +68,11 @@ T5_MODELS = {  # name: (repository on the Hub, millions of parameters)
 }
 
 
-def wanted_files(folder):
+def wanted_files(folder, hub_vocabulary=False):
     """Say what GPT's published weights and vocabulary have to be, in the form that a folder holds them in.
 
+    Args:
+        hub_vocabulary: the vocabulary that is used is vocab.json and merges.txt of the folder, not OpenAI's two files.
     Returns:
         ({file name: Wanted}, how they are known to be the published ones, in words).
     """
@@ -80,9 +82,13 @@ def wanted_files(folder):
     if record is not None and record.repository == GPT_REPOSITORY:
         weights = {name: wanted for name, wanted in record.files.items()
                    if name not in (*hub.SETTINGS, *hub.VOCABULARIES)}
-        return VOCABULARY_FILES | weights, f"the Hub's ({record.at}), every file verified by its hash"
-    return (VOCABULARY_FILES | {"model.safetensors": Wanted("", "safetensors", GPT_VALUES)},
-            "the Hub's model.safetensors, its number of values checked")
+        return (record.files if hub_vocabulary else VOCABULARY_FILES | weights,
+                f"the Hub's ({record.at}), every file verified by its hash")
+    weights = {"model.safetensors": Wanted("", "safetensors", GPT_VALUES)}
+    if hub_vocabulary:
+        return (weights | {name: by_form(name) for name in ("vocab.json", "merges.txt")},
+                "the Hub's model.safetensors, its number of values checked, and a vocabulary that is not verified")
+    return VOCABULARY_FILES | weights, "the Hub's model.safetensors, its number of values checked"
 
 
 HUB_ERRORS = (huggingface_hub.errors.HTTPError, OSError, ValueError, KeyError, TypeError)
@@ -147,21 +153,15 @@ def hub_source(record):
     return source
 
 
-def cached_listing(repository, revision=None):
-    """Return (Record, folder) of a repository in the Hub's cache, where links lead to files named by their hashes.
-
-    None where it is not there.
-    """
-    config = huggingface_hub.try_to_load_from_cache(repository, "config.json", revision=revision)
-    if not isinstance(config, str):
-        return None
-    folder, files = os.path.dirname(config), {}
+def cached_listing(folder, repository):
+    """Return the Record of a folder in the Hub's cache, where links lead to files that are named by their hashes."""
+    files = {}
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
         blob = os.path.basename(os.readlink(path)) if os.path.islink(path) else ""
         check = {64: "sha256", 40: "git"}.get(len(blob))
         files[name] = Wanted("", check, blob, os.path.getsize(path)) if check else by_form(name)
-    return Record(repository, repository, os.path.basename(folder), files), folder
+    return Record(repository, repository, os.path.basename(folder), files)
 
 
 def read_record(folder):
@@ -221,12 +221,13 @@ def download_from_hub(folder, repository, revision=None, source=None, retries=5,
             there = hub_listing(repository, revision)
             source = hub_source(there)
         except HUB_ERRORS as error:
-            local = None
-            if hub.may_pass(error) or isinstance(error, huggingface_hub.errors.OfflineModeIsEnabled):
-                local = cached_listing(repository, revision) or _whole_folder(folder, repository, revision)
-            if local is None:
+            there = None
+            if hub.is_out_of_reach(error):
+                source = hub.cached_folder(repository, revision)
+                there = cached_listing(source, repository) if source else _whole_folder(folder, repository, revision)
+            if there is None:
                 raise hub.in_words(error, repository, revision) from None
-            there, source = local
+            source = source or folder
             warn(f"{constants.ENDPOINT} could not be asked for a newer version; taking {there.at} from {source}")
     try:
         names = hub.wanted_names(there.files)
@@ -247,12 +248,12 @@ def download_from_hub(folder, repository, revision=None, source=None, retries=5,
 
 
 def _whole_folder(folder, repository, revision):
-    """Return (Record, folder) where all that the record in `folder` names is there and right, else None."""
+    """Return the Record in `folder` where all that it names is there and right, else None."""
     if not os.path.isfile(os.path.join(folder, RECORD)):
         return None
     record = read_record(folder)
     right = repository in (record.repository, record.asked) and revision in (None, record.commit)
-    return (record, folder) if right and not verify(folder, record.files) else None
+    return record if right and not verify(folder, record.files) else None
 
 
 def _folder_listing(source, repository):

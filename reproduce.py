@@ -142,7 +142,7 @@ def check_weights(run, n_vocab, unverified):
     if n_vocab is None:
         line = "weights: none, trained from scratch"
     else:
-        wanted, verified = download_model.wanted_files(run.model_dir)
+        wanted, verified = download_model.wanted_files(run.model_dir, not os.path.isfile(run.encoder_path))
         paths = {name: os.path.join(run.model_dir, name) for name in wanted} | paths
         if os.path.isfile(run.model_dir):
             paths["model.safetensors"] = run.model_dir

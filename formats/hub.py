@@ -1,6 +1,5 @@
 """The Hugging Face Hub: which files of a repository are a model, and what its library's errors mean."""
 
-import contextlib
 import json
 import os
 import re
@@ -116,6 +115,29 @@ def in_words(error, repository, revision=None):
     return BadInput(f"{at}: the server does not answer as the Hub does ({reason}); check HF_ENDPOINT")
 
 
+def is_out_of_reach(error):
+    """Whether an exception of huggingface_hub says that the Hub could not, or must not, be asked."""
+    from huggingface_hub import errors
+    return may_pass(error) or isinstance(error, errors.OfflineModeIsEnabled)
+
+
+def cached_folder(repository, revision=None):
+    """Return the folder of a repository in the Hub's cache; None where that does not hold a whole model."""
+    import huggingface_hub
+    # not snapshot_download: without a network that refuses a cache that lacks any file, a README too
+    config = huggingface_hub.try_to_load_from_cache(repository, "config.json", revision=revision)
+    if not isinstance(config, str):
+        return None
+    folder = os.path.dirname(config)
+    there = os.listdir(folder)
+    try:
+        indexes = [name for name in wanted_names(there) if name.endswith(".index.json")]
+        whole = all(part in there for index in indexes for part in indexed_parts(os.path.join(folder, index)))
+    except BadInput:
+        return None
+    return folder if whole else None
+
+
 def local_folder(name_or_folder, revision=None):
     """Return the local folder (or file) that a path, or the name of a repository on the Hub, means.
 
@@ -135,8 +157,8 @@ def local_folder(name_or_folder, revision=None):
     try:
         files = [file.rfilename for file in huggingface_hub.model_info(name, revision=revision).siblings]
     except Exception as error:  # the library raises its own types, and those of the two that it uses
-        with contextlib.suppress(Exception):  # no network, or not to be used: what the cache holds will do
-            return huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True)
+        if is_out_of_reach(error) and (cached := cached_folder(name, revision)):
+            return cached
         answer = in_words(error, name, revision)
         raise type(answer)(f"{name}: no such folder here; {answer}") from None
     try:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 import huggingface_hub
+import huggingface_hub.hf_api
 import pytest
 import safetensors.torch
 import torch
@@ -22,7 +23,7 @@ from servers import HubServer, serving
 import download_model
 import utils
 from formats import checks, hub, transfers
-from formats.errors import BadInput
+from formats.errors import BadInput, MissingInput
 
 REPOSITORY = "somebody/their-t5"
 RECORD = download_model.RECORD
@@ -72,6 +73,7 @@ def server(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     with serving(HubServer({REPOSITORY: {"main": T5 | ONE_SAFE | OTHERS}})) as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
                             server.url + "/{repo_id}/resolve/{revision}/{filename}")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -396,6 +398,27 @@ def test_the_librarys_variables(server, folder, tmp_path, root):
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and str(tmp_path / "cache") in done.stderr
 
 
+# A name in place of a folder
+
+
+def test_a_name_in_place_of_a_folder(server, folder, tmp_path, go_offline):
+    """local_folder: the library's cache, with the files that wanted_names chooses."""
+    server.repositories[REPOSITORY]["main"] = T5 | MANY_SAFE | ONE_TORCH | OTHERS
+    server.repositories[REPOSITORY]["v1"] = T5 | ONE_TORCH
+    found = hub.local_folder(REPOSITORY)
+    assert {name: open(os.path.join(found, name), "rb").read() for name in os.listdir(found)} == T5 | MANY_SAFE
+    assert set(os.listdir(hub.local_folder(REPOSITORY, "v1"))) == set(T5 | ONE_TORCH)
+    server.repositories[REPOSITORY]["v2"] = T5
+    for name, revision, words in (("nobody/nothing", None, "no such repository"), (REPOSITORY, "v9", "no revision v9"),
+                                  (REPOSITORY, "v2", "no weights that are read here")):
+        with pytest.raises((BadInput, MissingInput), match=words):
+            hub.local_folder(name, revision)
+    go_offline()
+    assert hub.local_folder(REPOSITORY) == found
+    with pytest.raises(MissingInput, match="HF_HUB_OFFLINE forbids"):
+        hub.local_folder("google/flan-t5-small")
+
+
 # --source and --verify
 
 
@@ -514,5 +537,10 @@ def test_reproduce_knows_the_hubs_gpt(server, command, folder):
     assert wanted["pytorch_model.bin"] == ("", "sha256", digest, len(ONE_TORCH["pytorch_model.bin"]))
     assert wanted.keys() == download_model.VOCABULARY_FILES.keys() | {"pytorch_model.bin"}
     assert words.startswith("the Hub's (openai-community/openai-gpt at commit ") and words.endswith("by its hash")
+    assert download_model.wanted_files(str(folder), True)[0].keys() == {
+        *SETTINGS, *GPT_VOCABULARY, "pytorch_model.bin"}
+    (folder / RECORD).unlink()
+    wanted, words = download_model.wanted_files(str(folder), True)
+    assert wanted.keys() == {"model.safetensors", "vocab.json", "merges.txt"} and words.endswith("is not verified")
     (folder / "params_shapes.json").write_bytes(b"")
     assert download_model.wanted_files(str(folder)) == (ours, "OpenAI's, every file verified by its git blob id")
