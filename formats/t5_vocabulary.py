@@ -73,7 +73,7 @@ def _model_of_tokenizer(path):
         charsmap = _charsmap(_parts(normalizer, "normalizers"))
         vocab = [(str(piece), float(score)) for piece, score in model["vocab"]]
         n_sentinels = 0
-        while vocab and vocab[-1 - n_sentinels][0] == f"<extra_id_{n_sentinels}>":
+        while n_sentinels < len(vocab) and vocab[-1 - n_sentinels][0] == f"<extra_id_{n_sentinels}>":
             n_sentinels += 1
         n_bytes = sum(bool(re.fullmatch("<0x[0-9A-F]{2}>", piece)) for piece, _ in vocab) if model.get(
             "byte_fallback") else 0
