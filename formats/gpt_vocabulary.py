@@ -20,7 +20,7 @@ WHERE_FROM = (f"{OPENAI_MODEL}, or give --encoder_path and --bpe_path; pretrain.
 UNKNOWN = "<unk>"  # its id is 0
 END = "</w>"  # ends the last piece of a word
 # Names that people give to special tokens. No merge makes them, and text never becomes one of them.
-SPECIAL = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|_[^_\s]+_")
+SPECIAL = re.compile(r"<(?!/w>)[^<>\s]+>|\[[^\[\]\s]+\]|_[^_\s]+_")
 
 
 def find_files(folder):
@@ -160,7 +160,7 @@ def _pieces(path, encoder):
     # bool is an int to Python, but true is not an id
     wrong = next((p for p, i in encoder.items() if type(i) is not int), None)
     if wrong is not None:
-        raise BadInput(f"{path}: piece {wrong!r} has id {str(encoder[wrong])[:40]!r}, expected a whole number")
+        raise BadInput(f"{path}: piece {wrong[:40]!r} has id {str(encoder[wrong])[:40]!r}, expected a whole number")
     if set(encoder.values()) != set(range(len(encoder))):
         raise BadInput(f"{path}: the {len(encoder)} ids are not 0 to {len(encoder) - 1}, each once; "
                        "the file is damaged or another one")
@@ -192,13 +192,14 @@ def _require_a_pair(encoder, merges, encoder_path, bpe_path):
     lost = [piece for piece in made if piece not in encoder]
     if lost:
         raise BadInput(f"{bpe_path}: {len(lost):,} of its merges make no piece of {encoder_path}, one of them "
-                       f"{min(lost)!r}; the two do not belong together; {WHERE_FROM}")
+                       f"{min(lost)[:40]!r}; the two do not belong together; {WHERE_FROM}")
     unmade = [piece for piece in encoder
               if piece not in made and len(piece.removesuffix(END)) != 1 and not SPECIAL.fullmatch(piece)]
     if unmade:
         raise BadInput(f"{bpe_path}: its {len(merges):,} merges do not make {len(unmade):,} pieces of {encoder_path}, "
-                       f"one of them {unmade[0]!r}; a part is missing, or the two do not belong together; {WHERE_FROM}")
+                       f"one of them {unmade[0][:40]!r}; a part is missing, or the two do not belong together; "
+                       f"{WHERE_FROM}")
     first = next(piece for piece, i in encoder.items() if i == 0)
     if first != UNKNOWN:
-        raise BadInput(f"{encoder_path}: the piece of id 0 is {first!r}, expected {UNKNOWN!r} for all that the "
+        raise BadInput(f"{encoder_path}: the piece of id 0 is {first[:40]!r}, expected {UNKNOWN!r} for all that the "
                        f"vocabulary lacks: this is another kind of vocabulary than GPT-1's; {WHERE_FROM}")
