@@ -16,6 +16,7 @@ from formats.errors import BadInput, MissingInput
 from formats.files import write_atomically
 
 PAD, EOS, START = 0, 1, 0
+IGNORED = -100  # a label that the losses leave out, as F.cross_entropy does
 NUM_BUCKETS, MAX_DISTANCE = 32, 128
 FEED_FORWARD_KINDS = ("relu", "gated-gelu")
 
