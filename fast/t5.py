@@ -24,7 +24,7 @@ from fast.dropout import rate
 from fast.known import knows
 from fast.matmul import linear
 from fast.packing import Packing
-from t5_pytorch import PAD, additive, masked, relative_position_bucket, require_finite, shift_right
+from t5_pytorch import MAX_DISTANCE, PAD, additive, masked, relative_position_bucket, require_finite, shift_right
 
 
 def dropout(m, x, packing=None):
@@ -44,20 +44,20 @@ def dense(m, x):
 
 def norm(m, x):
     """As RMSNorm: [..., d] -> [..., d]."""
-    return F.rms_norm(x, m.scale.shape, m.scale, 1e-6)
+    return F.rms_norm(x, m.scale.shape, m.scale, m.epsilon)
 
 
-def relative_bias(table, queries, length, bidirectional):
+def relative_bias(table, queries, length, bidirectional, max_distance=MAX_DISTANCE):
     """As Attention.compute_bias, for the last queries alone.
 
     Args:
-        table: [32, h].
+        table: [buckets, h].
         queries, length: the queries are the last t = `queries` of j = `length` positions.
     Returns:
         [1, h, t, j].
     """
     relative = torch.arange(1 - length, queries)  # memory - query; on the CPU, so that rounding is known
-    bucket = relative_position_bucket(relative, bidirectional).to(table.device)
+    bucket = relative_position_bucket(relative, bidirectional, len(table), max_distance).to(table.device)
     by_distance = F.embedding(bucket, table).t()             # [t+j-1, h] -> [h, t+j-1]
     # The last query sees the first j distances, the one before it those from the second on: unfold
     # lists these windows, flip puts the first query first.
@@ -66,8 +66,8 @@ def relative_bias(table, queries, length, bidirectional):
 
 def stack_bias(m, queries, length):
     """relative_bias by the table of a Stack."""
-    table = m.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-    return relative_bias(table, queries, length, bidirectional=not m.is_decoder)
+    first = m.block[0].layer[0].SelfAttention
+    return relative_bias(first.relative_attention_bias.weight, queries, length, not m.is_decoder, first.max_distance)
 
 
 def split_heads(x, heads, packing=None):
@@ -172,8 +172,8 @@ def encode(model, src, mask=None):
 
 
 def before_logits(model, x):
-    """The decoder's output as the logits want it: scaled by dim^-0.5 when they are tied."""
-    return x * model.dim ** -0.5 if model.tie_logits else x
+    """The decoder's output as the logits want it: scaled by dim^-0.5 where they are tied."""
+    return x * model.dim ** -0.5 if model.scale_logits else x
 
 
 def hidden_states(model, src, tgt, mask=None, tgt_mask=None):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from dropout_masks import gpt_masks_read, gpt_masks_written_down
-from gpt_golden import as_tf, batch_of, config_of, model_of, variables
+from gpt_golden import batch_of, check_golden_gradients, config_of, model_of
+from limits import agree
 from small_gpt import ALL_DROPOUTS, HEADS, batch_for, enlarge, lm_batch, small_lm, small_model, story_batch
 
 import loss
@@ -23,12 +24,10 @@ def test_losses_and_gradients_are_the_originals(golden, case):
     model, c = model_of(z), config_of(z)
     x, m, y = batch_of(z)
     total, clf = gpt.losses(model, x, m, y, c["lm_coef"])
-    np.testing.assert_allclose(clf.detach().numpy(), z["clf_losses"], atol=1e-5, rtol=1e-6)
-    np.testing.assert_allclose(total.item(), z["train_loss"], atol=1e-5, rtol=1e-6)
+    agree(clf, z["clf_losses"], 1e-5)
+    agree(total, z["train_loss"], 1e-5)
     total.backward()
-    for name, p in variables(model).items():
-        want = z["grad/" + name]
-        np.testing.assert_allclose(as_tf(p.grad, want), want, atol=2e-5, rtol=1e-5, err_msg=name)
+    check_golden_gradients(model, z)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -36,13 +35,7 @@ def test_choice_logits_are_the_originals(golden, case):
     z = np.load(golden / "gpt" / f"{case}.npz")
     model = model_of(z).eval()
     x, _, _ = batch_of(z)
-    np.testing.assert_allclose(gpt.choice_logits(model, x).numpy(), z["clf_logits"], atol=2e-5, rtol=1e-6)
-
-
-def agree(got, want, limit, name=""):
-    """Whether two tensors differ by less than a share of the largest entry."""
-    difference = (got.double() - want.double()).abs().max().item()
-    assert difference <= limit * max(want.abs().max().item(), 1e-3), (name, difference, want.abs().max().item())
+    agree(gpt.choice_logits(model, x), z["clf_logits"], 2e-5)
 
 
 def loss_and_gradients(model, function, precision="fp32"):

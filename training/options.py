@@ -137,6 +137,6 @@ def own_t5_size(config, args, n_tokens):
         if getattr(args, option) is not None:
             config.update(dict.fromkeys(arguments, getattr(args, option)))
     if args.feed_forward is not None:
-        config.update(feed_forward=args.feed_forward, tie_logits=args.feed_forward == "relu")
+        config.update(feed_forward=args.feed_forward, tie_logits=args.feed_forward == "relu", scale_logits=None)
     config.update(dict.fromkeys(("enc_num_tokens", "dec_num_tokens"), -(-n_tokens // 128) * 128))
     return config
