@@ -87,6 +87,7 @@ def test_position_rows_are_never_chosen():
 
 def test_a_long_text_moves_the_window_with_one_notice(capsys):
     model = model_of()
+    generate.warn_once.cache_clear()
     generate.generate_gpt(model, torch.randint(93, (1, 50)), 40)
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "16" in err
