@@ -331,13 +331,12 @@ def batches_of(prompts, n, equal):
     return [group[i:i + n] for group in groups.values() for i in range(0, len(group), n)]
 
 
-def work_off_file(args, encoder, respond):
+def work_off(args, lines, encoder, respond):
     """Answer the lines of --prompts, many at a time, and write --out when all are done, or print them.
 
     Args:
-        respond: function of a list of prompts (lists of ids) returning their lists of texts.
+        lines: what read_prompts returns. respond: function of a list of prompts (lists of ids) returning their lists of texts.
     """
-    lines = read_prompts(args.prompts)
     numbers = [i for i, line in enumerate(lines) if line.strip()]
     prompts = encode_prompts(args, encoder, [lines[i] for i in numbers])
     texts = [[""] * (args.n_best if args.beams > 1 else args.n_samples) for _ in lines]
@@ -356,6 +355,7 @@ def main(argv=None):
     """Run what the options ask for; see the top of this file."""
     args = parse_args(argv)
     check_args(args)
+    lines = None if args.prompts is None else read_prompts(args.prompts)
     device = select_device(args.device)
     if args.model == "gpt":
         model, encoder = load_gpt(args.model_dir, args.n_head, args.afn, device)
@@ -380,7 +380,7 @@ def main(argv=None):
             return respond_to(args, model, encoder, encoded, generator)
 
     if args.prompts is not None:
-        work_off_file(args, encoder, respond)
+        work_off(args, lines, encoder, respond)
         return
     for prompt in prompts(args):
         for text in respond(encode_prompts(args, encoder, [prompt]))[0]:
