@@ -345,7 +345,7 @@ def work_off(args, lines, encoder, respond):
     numbers = [i for i, line in enumerate(lines) if line.strip()]
     prompts = encode_prompts(args, encoder, [lines[i] for i in numbers])
     texts = [[""] * (args.n_best if args.beams > 1 else args.n_samples) for _ in lines]
-    with write_atomically(args.out) if args.out else nullcontext() as temporary:  # before the work: may it be written?
+    with write_atomically(args.out) if args.out else nullcontext() as temporary:  # fails before the work
         with progress.bar(total=len(prompts), unit="prompt", desc="generate") as bar:
             n = max(args.n_batch // max(args.beams, args.n_samples), 1)
             for batch in batches_of(prompts, n, equal=args.model == "gpt"):
