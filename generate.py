@@ -340,7 +340,8 @@ def work_off(args, lines, encoder, respond):
     """Answer the lines of --prompts, many at a time, and write --out when all are done, or print them.
 
     Args:
-        lines: what read_prompts returns. respond: function of a list of prompts (lists of ids) returning their lists of texts.
+        lines: what read_prompts returns.
+        respond: function of a list of prompts (lists of ids) returning their lists of texts.
     """
     numbers = [i for i, line in enumerate(lines) if line.strip()]
     prompts = encode_prompts(args, encoder, [lines[i] for i in numbers])
