@@ -93,17 +93,12 @@ def token_losses(logits, targets, z_loss=0.0, label_smoothing=0.0):
         logits: [..., v]; targets: int [...]; z_loss: 1e-4 in the original's training, 0 in evaluation.
         label_smoothing: share of the target's probability that is spread over all v rows, as F.cross_entropy does.
     Returns:
-        [...], in nats. Padding is not left out.
+        [...], in nats, 0 at IGNORED. Padding is not left out.
     """
     logits = at_least_float32(logits)
     losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten().long(), reduction="none",
                              label_smoothing=label_smoothing).view(targets.shape)
     return losses + z_loss * logits.logsumexp(-1).square() * (targets != IGNORED) if z_loss else losses
-
-
-def is_real(targets):
-    """bool, the shape of targets: True at tokens, False at PAD and IGNORED."""
-    return (targets != PAD) & (targets != IGNORED)
 
 
 def t5_loss(logits, targets, z_loss=0.0, label_smoothing=0.0):
@@ -114,7 +109,7 @@ def t5_loss(logits, targets, z_loss=0.0, label_smoothing=0.0):
     Returns:
         a scalar, in nats.
     """
-    return (token_losses(logits, targets, z_loss, label_smoothing) * is_real(targets)).sum() / max(targets.numel(), 1)
+    return (token_losses(logits, targets, z_loss, label_smoothing) * (targets != PAD)).sum() / max(targets.numel(), 1)
 
 
 def target_log_probs(logits, targets):
@@ -125,4 +120,4 @@ def target_log_probs(logits, targets):
     Returns:
         float32 [b].
     """
-    return -(token_losses(logits, targets) * is_real(targets)).sum(-1)
+    return -(token_losses(logits, targets) * (targets != PAD)).sum(-1)

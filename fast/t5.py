@@ -201,7 +201,7 @@ def training_loss(model, src, targets, z_loss=0.0, padded=True, label_smoothing=
     if not _runs(model, src, targets):
         return loss.t5_loss(model(src, shift_right(targets), mask, tgt_mask), targets, z_loss, label_smoothing)
     hidden = hidden_states(model, src, shift_right(targets), mask, tgt_mask).flatten(0, 1)      # [b, t, d] -> [b*t, d]
-    scale = loss.is_real(targets).flatten().float() / targets.numel()
+    scale = (targets != PAD).flatten().float() / targets.numel()
     return linear_cross_entropy(hidden, model.logits_weight(), targets.flatten().long(), scale, z_loss,
                                 label_smoothing=label_smoothing)
 

@@ -248,6 +248,8 @@ def test_text_ends_before_the_first_stop(folder, t5_folder, capsys):
         stop = whole[begin + 2:begin + 4].strip()
         cut, = texts(model, "--prompt", prompt, "--stop", "not there", stop, *extra)
         assert stop and cut == whole[:whole.index(stop, begin)].rstrip() != whole
+        if begin:  # what was given is not searched
+            assert texts(model, "--prompt", prompt, "--stop", whole[:begin].strip(), *extra) == [whole]
 
 
 def test_stops_of_gpt_are_read_as_its_text_is_written(folder):
