@@ -9,7 +9,7 @@
 
 The Hub's own library says what a repository holds, where it lies and what its sha256 is; it knows tokens (HF_TOKEN),
 mirrors (HF_ENDPOINT), offline mode (HF_HUB_OFFLINE) and the cache. The bytes are carried here, from the Hub as from
-OpenAI's repository, because the library's transfer keeps nothing of a file when it is stopped and checks no sha256.
+OpenAI's repository: the library (2.4.0) over HTTP keeps nothing of a file when it is stopped and checks its size alone.
 A file in transfer is called NAME.part; it takes its own name only when it has passed its check.
 """
 
