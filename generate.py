@@ -19,7 +19,7 @@ import fast.t5
 import t5_decoding
 from fast.known import knows
 from fast.matmul import linear
-from formats import progress
+from formats import progress, streams
 from formats.errors import BadInput, MissingInput, warn
 from formats.gpt_files import read_pretrained
 from loss import word_loss
@@ -53,7 +53,10 @@ def parse_args(argv):
     options.add_device_option(p)
     p.add_argument("--precision", choices=options.PRECISIONS, default="fp32", help="bf16: matrix products in bfloat16")
     options.add_plain_option(p)
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.prompt is not None:
+        args.prompt = streams.argument(args.prompt, "--prompt")
+    return args
 
 
 def check_args(args):
@@ -169,13 +172,7 @@ def prompts(args):
     if args.prompt is not None:
         yield args.prompt
         return
-    while True:
-        try:
-            prompt = input("prompt> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return
-        except UnicodeDecodeError:
-            raise BadInput("standard input is not UTF-8") from None
+    for prompt in streams.input_lines("prompt> "):
         if prompt.strip():
             yield prompt
 
@@ -234,4 +231,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, prints=True))
