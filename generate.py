@@ -23,7 +23,7 @@ import fast.t5
 import t5_decoding
 from fast.known import knows
 from fast.matmul import linear
-from formats import progress
+from formats import progress, streams
 from formats.errors import BadInput, MissingInput, warn_once
 from formats.files import read_text, write_atomically
 from formats.gpt_files import read_pretrained
@@ -71,7 +71,12 @@ def parse_args(argv):
     new.add_argument("--n_best", type=int, default=1, help="answers of the beam search to print, above 1 with scores: "
                                                            "log probability (nats) / length penalty")
     new.add_argument("--alpha", type=float, default=0.6, help="exponent of the beam search's length penalty")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    for name in ("prompt", "prefix"):
+        if getattr(args, name) is not None:
+            setattr(args, name, streams.argument(getattr(args, name), f"--{name}"))
+    args.stop = [streams.argument(text, "--stop") for text in args.stop]
+    return args
 
 
 def check_args(args):
@@ -215,13 +220,7 @@ def prompts(args):
     if args.prompt is not None:
         yield args.prompt
         return
-    while True:
-        try:
-            prompt = input("prompt> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return
-        except UnicodeDecodeError:
-            raise BadInput("standard input is not UTF-8") from None
+    for prompt in streams.input_lines("prompt> "):
         if prompt.strip():
             yield prompt
 
@@ -394,4 +393,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, prints=True))

@@ -348,7 +348,8 @@ def report(args, argv, command, runs, inputs):
         "command": "python reproduce.py " + without_folders(argv),
         "train_command": "python train.py " + without_folders(command)}
     write_json(os.path.join(args.out, "report.json"), values)
-    with write_atomically(os.path.join(args.out, "report.md")) as path, open(path, "w", encoding="utf-8") as f:
+    with write_atomically(os.path.join(args.out, "report.md")) as path, \
+            open(path, "w", encoding="utf-8", errors="backslashreplace") as f:  # a folder's name may be any bytes
         f.write(markdown(values))
     analysis.draw_seeds({seed["seed"]: seed["test"] for seed in seeds}, os.path.join(args.out, "accuracies.png"),
                         {f"paper, best run: {PAPER}": PAPER, f"authors' code, median: {AUTHORS}": AUTHORS},

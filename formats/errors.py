@@ -22,7 +22,7 @@ def is_first_process():
 
 def warn(message):
     """Print one line of warning on standard error, once for all processes."""
-    if is_first_process():
+    if is_first_process() and sys.stderr is not None:
         print(f"warning: {message}", file=sys.stderr)
 
 
