@@ -22,6 +22,7 @@ from fast.matmul import linear
 from formats import progress
 from formats.errors import BadInput, MissingInput, warn
 from formats.gpt_files import read_pretrained
+from formats.hub import local_folder
 from loss import word_loss
 from model_pytorch import ACT_FNS, LMModel, dotdict, load_openai_pretrained_model
 from t5_decoding import evaluation_mode, sample
@@ -36,7 +37,8 @@ def parse_args(argv):
     """Return the options; see --help."""
     p = OneLineParser(prog="generate.py", description="Generate text with GPT or T5.")
     p.add_argument("--model", choices=("gpt", "t5"), default="gpt", help="which of the two")
-    p.add_argument("--model_dir", default="model/", help="folder with weights and vocabulary")
+    p.add_argument("--model_dir", default="model/",
+                   help="folder with weights and vocabulary, or OWNER/NAME of a repository on the Hugging Face Hub")
     p.add_argument("--prompt", help="the text to start from; without it, prompts are read from standard input")
     p.add_argument("--n_tokens", type=int, default=40, help="tokens to generate (T5: at most)")
     p.add_argument("--n_samples", type=int, default=1, help="continuations of each prompt")
@@ -47,8 +49,10 @@ def parse_args(argv):
     p.add_argument("--alpha", type=float, default=0.6, help="exponent of the beam search's length penalty")
     p.add_argument("--seed", type=int, default=42, help="fixes the draws")
     p.add_argument("--perplexity", metavar="FILE", help="print the perplexity of this text file instead (GPT)")
-    p.add_argument("--n_head", type=int, default=12, help="attention heads, which GPT's files do not tell")
-    p.add_argument("--afn", choices=tuple(ACT_FNS), default="gelu", help="GPT's activation function")
+    p.add_argument("--n_head", type=int,
+                   help="GPT's attention heads, where no config.json says them (OpenAI's weights: 12)")
+    p.add_argument("--afn", choices=tuple(ACT_FNS),
+                   help="GPT's activation function, where no config.json says it (OpenAI's weights: gelu)")
     p.add_argument("--size", choices=tuple(T5_CONFIGS), help="T5's size (default: what config.json in model_dir says)")
     options.add_device_option(p)
     p.add_argument("--precision", choices=options.PRECISIONS, default="fp32", help="bf16: matrix products in bfloat16")
@@ -59,8 +63,8 @@ def parse_args(argv):
 def check_args(args):
     """Raise BadInput for options out of range or that do not go together."""
     require_ranges(args, {"n_tokens": (1, None), "n_samples": (1, None), "temperature": (0, None), "top_k": (0, None),
-                          "top_p": (1e-9, 1), "beams": (1, None), "alpha": (0, None), "n_head": (1, None),
-                          "seed": (0, 2 ** 63)})
+                          "top_p": (1e-9, 1), "beams": (1, None), "alpha": (0, None), "seed": (0, 2 ** 63)}
+                   | ({} if args.n_head is None else {"n_head": (1, None)}))
     if args.beams > 1 and (args.model != "t5" or args.temperature > 0):
         raise BadInput("--beams goes with --model t5 and --temperature 0")
     if args.n_samples > 1 and args.temperature == 0:
@@ -70,15 +74,18 @@ def check_args(args):
 
 
 def load_gpt(model_dir, n_head, afn, device):
-    """Return (LMModel in eval mode with all released positions, TextEncoder) of a folder in the released format.
+    """Return (LMModel in eval mode with all released positions, TextEncoder) of a folder of weights and vocabulary.
 
+    Args:
+        n_head, afn: for weights without a config.json, which do not tell; None: what config.json says.
     Raises:
-        MissingInput, BadInput: see load_openai_pretrained_model; or vocabulary and weights do not belong together.
+        MissingInput, BadInput: see load_openai_pretrained_model; or vocabulary and weights do not belong together; or
+            n_head is not known, or not that of config.json.
     """
-    _, n_ctx, n_vocab, n_embd, n_layer = read_pretrained(model_dir)
-    if n_embd % n_head:
-        raise BadInput(f"--n_head is {n_head}, which does not divide the width {n_embd} of the weights in {model_dir}")
-    encoder = TextEncoder(os.path.join(model_dir, "encoder_bpe_40000.json"), os.path.join(model_dir, "vocab_40000.bpe"))
+    released = read_pretrained(model_dir)
+    _, n_ctx, n_vocab, n_embd, n_layer = released[:5]
+    n_head, afn = options.settle_heads(n_head, afn, released, model_dir)
+    encoder = TextEncoder.from_folder(model_dir)
     if len(encoder.encoder) != n_vocab:
         raise BadInput(f"{model_dir}: the vocabulary has {len(encoder.encoder)} pieces, the weights {n_vocab} tokens; "
                        "the two do not belong together")
@@ -210,6 +217,7 @@ def main(argv=None):
     args = parse_args(argv)
     check_args(args)
     device = select_device(args.device)
+    args.model_dir = local_folder(args.model_dir)
     if args.model == "gpt":
         model, encoder = load_gpt(args.model_dir, args.n_head, args.afn, device)
         respond = continue_prompt

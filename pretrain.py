@@ -4,7 +4,8 @@
 
 learns a vocabulary from the text files, trains on sequences of n_ctx tokens that lie one after another in the text,
 and writes the parameters that do best on the held-out part, with the vocabulary, in OpenAI's released format:
-    my_model/           encoder_bpe_40000.json, vocab_40000.bpe, params_0.npy to params_9.npy, params_shapes.json
+    my_model/           encoder_bpe_40000.json, vocab_40000.bpe, params_0.npy to params_9.npy, params_shapes.json,
+                        config.json
     log/<desc>.jsonl    the arguments, then one line per evaluation: mean cost in nats per token and perplexity
                         (tr_: the first sequences of the training part, as many as are held out; va_: held out)
     save/<desc>/        the vocabulary, best_params, and what --resume continues from
@@ -26,9 +27,10 @@ import opt
 from formats.errors import BadInput, warn
 from formats.files import write_atomically
 from formats.gpt_files import read_pretrained
+from formats.hub import local_folder
 from loss import word_loss
 from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
-from text_utils import TextEncoder, english_tokenizer, read_encoder, split_words
+from text_utils import TextEncoder, english_tokenizer, split_words
 from training import corpus, distributed, loop, options, pretraining
 from utils import OneLineParser, require_ranges, run_script
 
@@ -68,13 +70,15 @@ def check_args(args, world):
     pretraining.check_corpus_options(args, (*VOCABULARY, "params_shapes.json"))
     if args.init_dir is None:
         return args.n_ctx
+    args.init_dir = local_folder(args.init_dir)
     released = read_pretrained(args.init_dir)
+    options.settle_heads(args.n_head, args.afn, released, args.init_dir)
     if (args.n_embd, args.n_layer) != (released.n_embd, released.n_layer):
         raise BadInput(f"--n_embd {args.n_embd} --n_layer {args.n_layer} do not fit the model in {args.init_dir}: "
                        f"give --n_embd {released.n_embd} --n_layer {released.n_layer}")
     if args.n_ctx > released.n_ctx:
         raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {released.n_ctx}, the positions in {args.init_dir}")
-    n_pieces = len(read_encoder(os.path.join(args.init_dir, VOCABULARY[0])))
+    n_pieces = len(TextEncoder.from_folder(args.init_dir).encoder)
     if n_pieces != released.n_vocab:
         raise BadInput(f"{args.init_dir}: the vocabulary has {n_pieces} pieces, but the weights have "
                        f"{released.n_vocab} tokens; the two do not belong together")
@@ -174,12 +178,13 @@ def load_data(args, folder):
     words, numbers = read_words(args.text)
     if args.init_dir is None:
         write_vocabulary(folder, *learn_vocabulary(words, np.bincount(numbers), args.n_merges, args.n_chars))
-        source = folder
+        encoder = TextEncoder.from_folder(folder)
     else:
-        source = args.init_dir
-    encoder = TextEncoder(*(os.path.join(source, name) for name in VOCABULARY))
-    if source != folder:
-        copy_vocabulary(source, folder)
+        encoder = TextEncoder.from_folder(args.init_dir)
+        if os.path.isfile(os.path.join(args.init_dir, VOCABULARY[0])):
+            copy_vocabulary(args.init_dir, folder)
+        else:  # in the Hub's form
+            write_vocabulary(folder, encoder.encoder, sorted(encoder.bpe_ranks, key=encoder.bpe_ranks.get))
     ids = encode_words(encoder, words, numbers)
     unknown = np.count_nonzero(ids == encoder.encoder.get(UNKNOWN, 0))
     if unknown > 0.001 * len(ids):

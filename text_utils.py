@@ -126,6 +126,13 @@ class TextEncoder:
         self.tokenizer = english_tokenizer()
         self.cache = {}  # word -> ids
 
+    @classmethod
+    def from_folder(cls, folder):
+        """Return the encoder of OpenAI's two files in a folder, or of the Hub's vocab.json and merges.txt."""
+        pairs = (("encoder_bpe_40000.json", "vocab_40000.bpe"), ("vocab.json", "merges.txt"))
+        found = next((pair for pair in pairs if os.path.isfile(os.path.join(folder, pair[0]))), pairs[0])
+        return cls(*(os.path.join(folder, name) for name in found))
+
     def bpe(self, token):
         """Return the pieces of one word, joined by spaces; the last one ends in '</w>'."""
         pieces = [*token[:-1], token[-1] + "</w>"] if token else []

@@ -189,7 +189,7 @@ def test_the_folder_holds_the_best_parameters_in_the_released_format(run, capsys
     # a rate this high spoils the model again, so that the best parameters are not the last
     folder = run(n_iter=4, lr=0.3, lr_schedule="warmup_constant")
     assert sorted(path.name for path in (folder / "out").iterdir()) == sorted(
-        [*pretrain.VOCABULARY, "params_shapes.json", *(f"params_{i}.npy" for i in range(10))])
+        [*pretrain.VOCABULARY, "config.json", "params_shapes.json", *(f"params_{i}.npy" for i in range(10))])
     lines = log_of(folder)
     assert [set(line) for line in lines] == 4 * [{"n_epochs", "n_updates", "tr_cost", "va_cost", "tr_ppl", "va_ppl",
                                                   "unigram_ppl"}]
