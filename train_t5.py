@@ -49,7 +49,7 @@ def parse_args(argv):
     finetuning.add_task_options(p)
     model = p.add_argument_group("the model")
     model.add_argument("--model_dir", default="model/t5/",
-                       help="folder with vocabulary and checkpoint, or OWNER/NAME of a repository on the Hugging Face Hub")
+                       help="folder with vocabulary and checkpoint, or OWNER/NAME of a repository on the Hub")
     model.add_argument("--model", choices=tuple(T5_CONFIGS),
                        help="released size (default: what config.json in model_dir says); flan-t5 has those of v1_1")
     model.add_argument("--from_scratch", action="store_true", help="load no weights; sizes as below may be given")
