@@ -1,6 +1,5 @@
 """The Hugging Face Hub: which files of a repository are a model, and what its library's errors mean."""
 
-import contextlib
 import json
 import os
 import re
@@ -100,18 +99,43 @@ def in_words(error, repository, revision=None):
                             "bring the files on a machine with a network")
     if isinstance(error, errors.GatedRepoError):
         return BadInput(f"{at}: gated; accept its conditions on {constants.ENDPOINT}/{repository} and {login}")
-    if isinstance(error, errors.RepositoryNotFoundError):
+    if status == 401 and "credentials" in error.response.headers.get("X-Error-Message", ""):
+        return BadInput(f"{at}: the token is not valid; {login}, or unset it")
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
         return MissingInput(f"{at}: no such repository, or a private one; check the name, or {login}")
     if isinstance(error, errors.RevisionNotFoundError):
         return MissingInput(f"{at}: no revision {revision}; give a branch, a tag or a commit of this repository")
-    if status in (401, 403):
-        return BadInput(f"{at}: refused ({status}); {login} of an account that may read it")
+    if status == 403:
+        return BadInput(f"{at}: refused (403); {login} of an account that may read it")
     if status is not None:
         return BadInput(f"{at}: the server answers {status}; try again later, or another mirror (HF_ENDPOINT)")
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
     if isinstance(error, (errors.HTTPError, OSError)):
         return BadInput(f"{at}: no answer ({reason}); check the connection, or set HF_ENDPOINT to a mirror")
     return BadInput(f"{at}: the server does not answer as the Hub does ({reason}); check HF_ENDPOINT")
+
+
+def cached_folder(error, repository, revision=None):
+    """Return the Hub's cache of a repository where an exception of huggingface_hub says that it cannot be asked.
+
+    Returns:
+        The folder; None where the cache does not hold a whole model, or where the Hub did answer.
+    """
+    import huggingface_hub
+    if not may_pass(error) and not isinstance(error, huggingface_hub.errors.OfflineModeIsEnabled):
+        return None
+    # not snapshot_download: without a network that refuses a cache that lacks any file, a README too
+    config = huggingface_hub.try_to_load_from_cache(repository, "config.json", revision=revision)
+    if not isinstance(config, str):
+        return None
+    folder = os.path.dirname(config)
+    there = os.listdir(folder)
+    try:
+        indexes = [name for name in wanted_names(there) if name.endswith(".index.json")]
+        whole = all(part in there for index in indexes for part in indexed_parts(os.path.join(folder, index)))
+    except BadInput:
+        return None
+    return folder if whole else None
 
 
 def local_folder(name_or_folder, revision=None):
@@ -133,8 +157,8 @@ def local_folder(name_or_folder, revision=None):
     try:
         files = [file.rfilename for file in huggingface_hub.model_info(name, revision=revision).siblings]
     except Exception as error:  # the library raises its own types, and those of the two that it uses
-        with contextlib.suppress(Exception):  # no network, or not to be used: what the cache holds will do
-            return huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True)
+        if cached := cached_folder(error, name, revision):
+            return cached
         answer = in_words(error, name, revision)
         raise type(answer)(f"{name}: no such folder here; {answer}") from None
     try:
