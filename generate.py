@@ -27,6 +27,7 @@ from formats import progress, streams
 from formats.errors import BadInput, MissingInput, warn_once
 from formats.files import read_text, write_atomically
 from formats.gpt_files import read_pretrained
+from formats.hub import local_folder
 from loss import word_loss
 from model_pytorch import ACT_FNS, LMModel, dotdict, load_openai_pretrained_model
 from t5_decoding import STOP_EVERY, evaluation_mode, require_sampling, sample, stopped
@@ -42,9 +43,12 @@ def parse_args(argv):
     p = OneLineParser(prog="generate.py", description="Generate text with GPT or T5.")
     model = p.add_argument_group("the model")
     model.add_argument("--model", choices=("gpt", "t5"), default="gpt", help="which of the two")
-    model.add_argument("--model_dir", default="model/", help="folder with weights and vocabulary")
-    model.add_argument("--n_head", type=int, default=12, help="attention heads, which GPT's files do not tell")
-    model.add_argument("--afn", choices=tuple(ACT_FNS), default="gelu", help="GPT's activation function")
+    model.add_argument("--model_dir", default="model/", help="folder with weights and vocabulary, or OWNER/NAME on "
+                                                                  "the Hugging Face Hub")
+    model.add_argument("--n_head", type=int,
+                       help="GPT's attention heads, where no config.json says them (OpenAI's weights: 12)")
+    model.add_argument("--afn", choices=tuple(ACT_FNS),
+                       help="GPT's activation function, where no config.json says it (OpenAI's weights: gelu)")
     model.add_argument("--size", choices=tuple(T5_CONFIGS),
                        help="T5's size (default: what config.json in model_dir says)")
     options.add_device_option(model)
@@ -82,8 +86,9 @@ def parse_args(argv):
 def check_args(args):
     """Raise BadInput for options out of range or that do not go together."""
     require_ranges(args, {"n_tokens": (1, None), "n_samples": (1, None), "temperature": (0, None), "top_k": (0, None),
-                          "top_p": (1e-9, 1), "beams": (1, None), "alpha": (0, None), "n_head": (1, None),
-                          "seed": (0, 2 ** 63), "n_batch": (1, None), "n_best": (1, None)})
+                          "top_p": (1e-9, 1), "beams": (1, None), "alpha": (0, None), "seed": (0, 2 ** 63),
+                          "n_batch": (1, None), "n_best": (1, None)}
+                   | ({} if args.n_head is None else {"n_head": (1, None)}))
     if args.beams > 1 and (args.model != "t5" or args.temperature > 0):
         raise BadInput("--beams goes with --model t5 and --temperature 0")
     if args.n_samples > 1 and args.temperature == 0:
@@ -107,15 +112,18 @@ def check_args(args):
 
 
 def load_gpt(model_dir, n_head, afn, device):
-    """Return (LMModel in eval mode with all released positions, TextEncoder) of a folder in the released format.
+    """Return (LMModel in eval mode with all released positions, TextEncoder) of a folder of weights and vocabulary.
 
+    Args:
+        n_head, afn: for weights without a config.json, which do not tell; None: what config.json says.
     Raises:
-        MissingInput, BadInput: see load_openai_pretrained_model; or vocabulary and weights do not belong together.
+        MissingInput, BadInput: see load_openai_pretrained_model; or vocabulary and weights do not belong together; or
+            n_head is not known, or not that of config.json.
     """
-    _, n_ctx, n_vocab, n_embd, n_layer = read_pretrained(model_dir)[:5]
-    if n_embd % n_head:
-        raise BadInput(f"--n_head is {n_head}, which does not divide the width {n_embd} of the weights in {model_dir}")
-    encoder = TextEncoder(os.path.join(model_dir, "encoder_bpe_40000.json"), os.path.join(model_dir, "vocab_40000.bpe"))
+    released = read_pretrained(model_dir)
+    _, n_ctx, n_vocab, n_embd, n_layer = released[:5]
+    n_head, afn = options.settle_heads(n_head, afn, released, model_dir)
+    encoder = TextEncoder.from_folder(model_dir)
     if len(encoder.encoder) != n_vocab:
         raise BadInput(f"{model_dir}: the vocabulary has {len(encoder.encoder)} pieces, the weights {n_vocab} tokens; "
                        "the two do not belong together")
@@ -362,6 +370,7 @@ def main(argv=None):
     check_args(args)
     lines = None if args.prompts is None else read_prompts(args.prompts)
     device = select_device(args.device)
+    args.model_dir = local_folder(args.model_dir)
     if args.model == "gpt":
         model, encoder = load_gpt(args.model_dir, args.n_head, args.afn, device)
         respond_to = continue_prompts

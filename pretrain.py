@@ -4,7 +4,8 @@
 
 learns a vocabulary from the text files, trains on sequences of n_ctx tokens that lie one after another in the text,
 and writes the parameters that do best on the held-out part, with the vocabulary, in OpenAI's released format:
-    my_model/           encoder_bpe_40000.json, vocab_40000.bpe, params_0.npy to params_9.npy, params_shapes.json
+    my_model/           encoder_bpe_40000.json, vocab_40000.bpe, params_0.npy to params_9.npy, params_shapes.json,
+                        config.json
     log/<desc>.jsonl    the arguments, then one line per evaluation: mean cost in nats per token and perplexity
                         (tr_: the first sequences of the training part, as many as are held out; va_: held out)
     save/<desc>/        the vocabulary, best_params, and what --resume continues from
@@ -28,6 +29,7 @@ from formats import gpt_vocabulary
 from formats.errors import BadInput, warn
 from formats.files import write_atomically, write_bytes
 from formats.gpt_files import read_pretrained
+from formats.hub import local_folder
 from formats.words import english_tokenizer
 from loss import word_loss
 from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
@@ -72,7 +74,9 @@ def check_args(args, world):
     pretraining.source_folder(args, VOCABULARY)
     if args.init_dir is None:
         return args.n_ctx
+    args.init_dir = local_folder(args.init_dir)
     released = read_pretrained(args.init_dir)
+    options.settle_heads(args.n_head, args.afn, released, args.init_dir)
     if (args.n_embd, args.n_layer) != (released.n_embd, released.n_layer):
         raise BadInput(f"--n_embd {args.n_embd} --n_layer {args.n_layer} do not fit the model in {args.init_dir}: "
                        f"give --n_embd {released.n_embd} --n_layer {released.n_layer}")

@@ -35,7 +35,6 @@ from formats import checks
 from formats.errors import BadInput, warn
 from formats.files import write_atomically
 from model_pytorch import DoubleHeadModel
-from text_utils import TextEncoder
 from training import distributed, finetuning, loop
 from utils import OneLineParser, Stopped, read_log, require_ranges, run_script
 
@@ -239,7 +238,7 @@ def seconds_per_seed(run, n_updates=3):
         (seconds per seed, seconds per update).
     """
     device = distributed.join(run.device).device
-    encoder = TextEncoder(run.encoder_path, run.bpe_path)
+    encoder = train.load_encoder(run)
     n_vocab = len(encoder.encoder)
     splits, n_ctx = train.load_data(run, encoder)
     n_train, n_valid, n_test = (len(split[0]) for split in splits)

@@ -33,6 +33,7 @@ from formats.t5_files import (  # noqa: F401 (offered from here too)
     PAD,
     START,
     checkpoint_names,
+    copy_t5_vocabulary,
     export_t5_model,
     load_t5_pretrained_model,
     read_t5_config,

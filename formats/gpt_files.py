@@ -92,7 +92,10 @@ def _open_params(path, expected):
         raise BadInput(f"{path}: is a Git LFS pointer of {os.path.getsize(path)} bytes instead of "
                        f"{expected:,} float32 values; {WHERE_FROM}")
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        with open(path, "rb") as f:
+            start = f.read(12)
+        header = int.from_bytes(start[8:10 if start[6:7] == b"\1" else 12], "little")  # its length; NumPy takes it all
+        values = np.load(path, mmap_mode="r", allow_pickle=False) if header < os.path.getsize(path) else None
     except Exception:  # a damaged header can raise nearly anything, down to the tokenizer's errors of Python itself
         values = None
     if not isinstance(values, np.ndarray):

@@ -19,6 +19,7 @@ PAD, EOS, START = 0, 1, 0
 IGNORED = -100  # a label that the losses leave out, as F.cross_entropy does
 NUM_BUCKETS, MAX_DISTANCE, EPSILON = 32, 128, 1e-6
 FEED_FORWARD_KINDS = ("relu", "gated-gelu")
+VOCABULARY = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # one matrix
 LOGITS = "lm_head.weight"
 OTHER_HEADS = ("classification_head.", "classifier.", "qa_outputs.")  # of transformers' other T5 classes
@@ -248,3 +249,12 @@ def export_t5_model(model, path):
         tensors.setdefault(LOGITS, tensors["shared.weight"].clone())
     with write_atomically(os.path.join(path, "model.safetensors")) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def copy_t5_vocabulary(source, folder):
+    """Copy the files of T5's vocabulary, in whichever form they are there, from one folder to another."""
+    for name in VOCABULARY:
+        if os.path.isfile(os.path.join(source, name)):
+            with open(os.path.join(source, name), "rb") as f, \
+                    write_atomically(os.path.join(folder, name)) as temporary, open(temporary, "wb") as copy:
+                copy.write(f.read())

@@ -8,6 +8,7 @@ memory is taken, and what the form allows stays mapped into memory until it is u
 """
 
 import glob
+import mmap
 import os
 import pickletools
 import re
@@ -79,7 +80,7 @@ def _read_index(path, suffix):
     folder, exists = os.path.dirname(path), {}
     for name, file in names.items():
         if file not in exists:
-            if not file.isprintable() or os.path.basename(file) != file or not file.endswith(suffix):
+            if len(file) > 200 or not file.isprintable() or os.path.basename(file) != file or not file.endswith(suffix):
                 raise BadInput(f"{path}: {name[:80]!r} is in {file[:80]!r}, expected the plain name of a {suffix} file")
             exists[file] = os.path.isfile(os.path.join(folder, file))
         if not exists[file]:
@@ -154,15 +155,13 @@ def _read_zip(path):
 
 def _read_pickle(path):
     """Read what torch.save wrote before version 1.6: pickles, then the tensors' values."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as f:
-        for _ in range(3):  # magic number, version, sizes of types
-            for _ in pickletools.genops(f):
-                pass
-        # no tensor has more values than the file has bytes; torch would take the memory first and read then
-        for _, number, _ in pickletools.genops(f):
-            if isinstance(number, int) and abs(number) > size:
-                raise ValueError(f"it speaks of {number:,} values")
+    # torch takes memory for strings and tensors first and reads then; here neither is longer than the file. A map
+    # gives no more than it has, whatever it is asked for.
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for part in ("magic number", "version", "sizes of types", "tensors", "keys"):
+            for _, number, _ in pickletools.genops(data):
+                if part == "tensors" and isinstance(number, int) and abs(number) > len(data):
+                    raise ValueError("it speaks of more values than it has bytes")
     return _tensors_of(torch.load(path, map_location="cpu", weights_only=True))
 
 

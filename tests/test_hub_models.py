@@ -16,6 +16,7 @@ from fast.gpt import task_logits
 from fast.known import knows
 from formats.errors import BadInput, MissingInput
 from formats.gpt_files import read_pretrained
+from formats.hub import local_folder
 from model_pytorch import (
     ACT_FNS,
     DoubleHeadModel,
@@ -457,7 +458,8 @@ def test_gpt_finds_the_tokens_under_each_name(tmp_path):
     tokens = tensors.pop("transformer.tokens_embed.weight")
     tensors["transformer.h.1.attn.bias"] = torch.ones(1, 1, 19, 19, dtype=torch.uint8)
     tensors["position_ids"] = torch.arange(19)
-    for names in (["lm_head.weight"], ["lm_head.decoder.weight"], ["transformer.tokens_embed.weight", "lm_head.weight"]):
+    usual = "transformer.tokens_embed.weight"
+    for names in (["lm_head.weight"], ["lm_head.decoder.weight"], [usual, "lm_head.weight"]):
         copies = {name: tokens.clone() for name in names}
         save_file(tensors | copies, file)
         assert same_gpt(theirs, LMModel.from_pretrained(tmp_path))
@@ -598,3 +600,37 @@ def test_state_dicts_of_models_with_compiled_parts_load_both_ways():
         source.load_state_dict(source.state_dict())
         with pytest.raises(RuntimeError, match="Unexpected"):
             target.load_state_dict(source.state_dict() | {"more": torch.ones(1)})
+
+
+# names of repositories
+
+
+def test_paths_never_ask_the_hub_and_names_do(monkeypatch, tmp_path):
+    def ask(name, revision=None):
+        raise RuntimeError(f"asked for {name} {revision}")
+
+    monkeypatch.setattr("huggingface_hub.model_info", ask)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", ask)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "save").mkdir()
+    for path in ("nowhere", "model/", "save/run", "./a/b", "a/b/c", str(tmp_path / "x"), "~/model"):
+        assert local_folder(path) == path
+    for load in (LMModel.from_pretrained, DoubleHeadModel.from_pretrained, T5.from_pretrained):
+        with pytest.raises(BadInput, match="somebody/their-model: no such folder here; .*asked for .* v1"):
+            load("somebody/their-model", revision="v1")
+        with pytest.raises(MissingInput, match="nowhere"):
+            load("nowhere")
+
+
+def test_a_repository_is_read_from_where_the_library_put_it(monkeypatch, tmp_path):
+    their_t5("v1.1").save_pretrained(tmp_path / "t5")
+    their_gpt("OpenAIGPTDoubleHeadsModel").save_pretrained(tmp_path / "gpt")
+    monkeypatch.setattr("huggingface_hub.model_info", lambda name, revision: Pieces(
+        siblings=[Pieces(rfilename=file.name) for file in (tmp_path / name.split("/")[1]).iterdir()]))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision, allow_patterns: str(
+        tmp_path / name.split("/")[1]))
+    for load, name in ((T5.from_pretrained, "t5"), (LMModel.from_pretrained, "gpt"),
+                       (DoubleHeadModel.from_pretrained, "gpt")):
+        here, there = load(tmp_path / name), load(f"somebody/{name}")
+        kept = [n for n, p in here.named_parameters() if "embed" not in n]  # DoubleHeadModel's special rows are fresh
+        assert all(torch.equal(here.state_dict()[n], there.state_dict()[n]) for n in kept)

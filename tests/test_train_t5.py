@@ -13,8 +13,10 @@ from pretraining import argv
 
 import train_t5
 from datasets import COLUMNS, TEST_FILE, VALID_FILE
+from formats.files import load_tensors
 from pretrain_t5 import learn_vocabulary
 from t5_pytorch import EOS, PAD, T5, export_t5_model, shift_right
+from text_utils import SentencePieceEncoder
 from utils import read_log, run_script
 
 SIZES = dict(d_model=18, d_ff=30, n_head=3, d_kv=5, n_layer=2)
@@ -59,7 +61,12 @@ def test_a_run_writes_log_parameters_submission_and_accuracies(setup, capsys):
     assert f"ROCStories Valid Accuracy: {best:.2f}\n" in out and "ROCStories Test Accuracy:  " in out
     predictions = (setup.folder / "submission" / "ROCStories.tsv").read_text().split("\n")
     assert predictions[0] == "index\tprediction" and len(predictions) == 23
-    assert (setup.folder / "save" / "tiny" / "best_params").is_file()
+    folder = setup.folder / "save" / "tiny"
+    best, saved = load_tensors(folder / "best_params"), T5.from_pretrained(folder)
+    assert all(torch.equal(p, saved.state_dict()[name]) for name, p in best.items())
+    assert saved.encoder.dropout.p == 0.1
+    assert (folder / "spiece.model").read_bytes() == (setup.folder / "t5" / "spiece.model").read_bytes()
+    assert SentencePieceEncoder.from_folder(folder).encode(["choice1"])
 
 
 def test_released_sizes_come_from_config_json(setup, capsys):
