@@ -16,6 +16,7 @@ the training starts from another model folder and keeps its vocabulary. (Radford
 import json
 import os
 import sys
+import tempfile
 from collections import Counter
 
 import numpy as np
@@ -24,18 +25,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import fast.gpt
 import opt
+from formats import gpt_vocabulary
 from formats.errors import BadInput, warn
-from formats.files import write_atomically
+from formats.files import write_atomically, write_bytes
 from formats.gpt_files import read_pretrained
 from formats.hub import local_folder
+from formats.words import english_tokenizer
 from loss import word_loss
 from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
-from text_utils import TextEncoder, english_tokenizer, split_words
-from training import corpus, distributed, loop, options, pretraining
+from text_utils import TextEncoder
+from training import corpus, distributed, loop, options, pretraining, runs
 from utils import OneLineParser, require_ranges, run_script
 
-VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")  # OpenAI's names, whatever the number of merges
-UNKNOWN, NEWLINE = "<unk>", "\n</w>"
+VOCABULARY = gpt_vocabulary.OPENAI_FILES
+UNKNOWN, NEWLINE = gpt_vocabulary.UNKNOWN, "\n</w>"
 
 
 def parse_args(argv):
@@ -68,6 +71,7 @@ def check_args(args, world):
     options.check_run_options(args, world)
     options.check_gpt_sizes(args)
     pretraining.check_corpus_options(args, (*VOCABULARY, "params_shapes.json"))
+    pretraining.source_folder(args, VOCABULARY)
     if args.init_dir is None:
         return args.n_ctx
     args.init_dir = local_folder(args.init_dir)
@@ -78,7 +82,7 @@ def check_args(args, world):
                        f"give --n_embd {released.n_embd} --n_layer {released.n_layer}")
     if args.n_ctx > released.n_ctx:
         raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {released.n_ctx}, the positions in {args.init_dir}")
-    n_pieces = len(TextEncoder.from_folder(args.init_dir).encoder)
+    n_pieces = len(gpt_vocabulary.read_folder(args.init_dir)[0])
     if n_pieces != released.n_vocab:
         raise BadInput(f"{args.init_dir}: the vocabulary has {n_pieces} pieces, but the weights have "
                        f"{released.n_vocab} tokens; the two do not belong together")
@@ -92,12 +96,11 @@ def read_words(paths, verbose=True):
         words: the distinct words, in the order in which they first occur.
         numbers: int32 [number of words in the text], indices into `words`.
     Raises:
-        BadInput: there is no text; see also corpus.read_lines.
+        BadInput: there is no text; see also corpus.read_parts.
     """
-    tokenizer, index, numbers = english_tokenizer(), {}, []
-    for line in corpus.read_lines(paths, verbose):
-        of_line = [index.setdefault(word, len(index)) for word in (*split_words(tokenizer, line), "\n ")]
-        numbers.append(np.array(of_line, dtype=np.int32))
+    index, numbers = {}, []
+    for of_part in corpus.read_words(english_tokenizer(), paths, verbose):
+        numbers.append(np.array([index.setdefault(word, len(index)) for word in of_part], dtype=np.int32))
     if not numbers:
         raise BadInput(f"{', '.join(map(str, paths))}: nothing but blank lines; give some text")
     return list(index), np.concatenate(numbers)
@@ -148,9 +151,18 @@ def write_vocabulary(folder, encoder, merges):
 
 
 def copy_vocabulary(source, folder):
-    """Copy the two vocabulary files from one folder to another."""
-    for name in VOCABULARY:
-        with open(os.path.join(source, name), "rb") as f, write_atomically(os.path.join(folder, name)) as temporary, \
+    """Copy the vocabulary of one folder to another, there in OpenAI's two files.
+
+    Raises:
+        MissingInput, BadInput: see formats.gpt_vocabulary.read_folder; nothing is copied then.
+    """
+    encoder, merges = gpt_vocabulary.read_folder(source)
+    paths = gpt_vocabulary.find_files(source)
+    if tuple(map(os.path.basename, paths)) != VOCABULARY:
+        write_vocabulary(folder, encoder, merges)
+        return
+    for path in paths:
+        with open(path, "rb") as f, write_atomically(os.path.join(folder, os.path.basename(path))) as temporary, \
                 open(temporary, "wb") as copy:
             copy.write(f.read())
 
@@ -168,23 +180,20 @@ def encode_words(encoder, words, numbers):
 
 
 def load_data(args, folder):
-    """Read the text, learn the vocabulary or copy it from --init_dir, and encode the text.
+    """Read the text, learn the vocabulary or copy it from --init_dir or --init_from, and encode the text.
 
     Args:
-        folder: where the vocabulary is written to.
+        folder: where the vocabulary is written to, if there is none to copy.
     Returns:
         encoder: a TextEncoder. train, held_out: int32 [n, n_ctx], token ids.
     """
     words, numbers = read_words(args.text)
-    if args.init_dir is None:
+    source = pretraining.source_folder(args, VOCABULARY)
+    if source is None:
         write_vocabulary(folder, *learn_vocabulary(words, np.bincount(numbers), args.n_merges, args.n_chars))
-        encoder = TextEncoder.from_folder(folder)
     else:
-        encoder = TextEncoder.from_folder(args.init_dir)
-        if os.path.isfile(os.path.join(args.init_dir, VOCABULARY[0])):
-            copy_vocabulary(args.init_dir, folder)
-        else:  # in the Hub's form
-            write_vocabulary(folder, encoder.encoder, sorted(encoder.bpe_ranks, key=encoder.bpe_ranks.get))
+        copy_vocabulary(source, folder)
+    encoder = TextEncoder.from_folder(folder)
     ids = encode_words(encoder, words, numbers)
     unknown = np.count_nonzero(ids == encoder.encoder.get(UNKNOWN, 0))
     if unknown > 0.001 * len(ids):
@@ -197,10 +206,18 @@ def main(argv=None):
     args = parse_args(argv)
     world = distributed.join(args.device)
     n_positions = check_args(args, world)
+    with runs.alone(args, world, os.path.join(args.model_dir, VOCABULARY[0])):
+        run(args, world, n_positions)
+
+
+def run(args, world, n_positions):
+    """Train and write the model, with options that are checked; see check_args."""
+    start = runs.starting_parameters(args)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    folder = pretraining.vocabulary_folder(args)
-    encoder, train, held_out = load_data(args, folder)
+    with tempfile.TemporaryDirectory() as folder:  # the run's own keeps its vocabulary until all is checked
+        encoder, train, held_out = load_data(args, folder)
+        vocabulary = pretraining.read_files(folder, VOCABULARY)
     n_vocab = len(encoder.encoder)
     n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
     if args.n_warmup >= n_updates_total:
@@ -211,8 +228,14 @@ def main(argv=None):
         print(f"{train.size:,} tokens to train on, {held_out.size:,} held out (unigram perplexity {unigram:.1f}), "
               f"{n_vocab:,} in the vocabulary, {n_updates_total:,} updates")
 
+    if args.init_from is not None:
+        n_positions = runs.n_positions(start, n_vocab)
+        if args.n_ctx > n_positions:
+            raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {n_positions}, the positions in {start.path}")
     model = LMModel(args, n_vocab + n_positions, n_positions)
-    if args.init_dir is None:
+    if args.init_from is not None:
+        runs.load(model, start, None, verbose=world.is_first)
+    elif args.init_dir is None:
         with torch.no_grad():
             for p in model.parameters():
                 if p.ndim > 1:
@@ -241,9 +264,10 @@ def main(argv=None):
                                      len(sequences) * (args.n_ctx - 1), args, world)
 
     pretraining.train(args, model, optimizer, train, held_out, tower_loss, pretraining.make_evaluation(cost, unigram),
-                      world)
+                      world, vocabulary)
     if world.is_first:
-        copy_vocabulary(folder, args.model_dir)
+        for name, data in vocabulary.items():
+            write_bytes(os.path.join(args.model_dir, name), data)
         export_openai_model(model, args.model_dir)
         pretraining.print_ending(args, "train.py", f" --n_embd {args.n_embd} --n_head {args.n_head} --n_layer "
                                  f"{args.n_layer} --n_transfer {args.n_layer} --n_ctx {n_positions} --afn {args.afn}")

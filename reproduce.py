@@ -31,6 +31,7 @@ import analysis
 import datasets
 import download_model
 import train
+from formats import checks
 from formats.errors import BadInput, warn
 from formats.files import write_atomically
 from model_pytorch import DoubleHeadModel
@@ -120,7 +121,7 @@ def check_data(run):
         if abs(second - 0.5) > 2 / n ** 0.5:  # four standard deviations of a fair coin
             departures.append(f"{name} has its right endings in the second place in {100 * second:.1f}%, "
                               "expected about half")
-        blobs[name] = download_model.git_blob_id(path)
+        blobs[name] = checks.git_blob_id(path)
     splits = finetuning.read_splits(run)
     lines.append("split: " + ", ".join(f"{len(split[0])} {name}" for name, split in
                                        zip(("train", "valid", "test"), splits, strict=True)))
@@ -141,8 +142,7 @@ def check_weights(run, n_vocab, unverified):
     if n_vocab is None:
         line = "weights: none, trained from scratch"
     else:
-        origin = "openai" if os.path.isfile(os.path.join(run.model_dir, "params_shapes.json")) else "hub"
-        wanted = download_model.wanted_files("gpt", origin)
+        wanted, verified = download_model.wanted_files(run.model_dir, not os.path.isfile(run.encoder_path))
         paths = {name: os.path.join(run.model_dir, name) for name in wanted} | paths
         if os.path.isfile(run.model_dir):
             paths["model.safetensors"] = run.model_dir
@@ -150,20 +150,18 @@ def check_weights(run, n_vocab, unverified):
             line = f"weights: not OpenAI's, {n_vocab} tokens and n_embd {run.n_embd}"
         else:
             problems = [f"{paths[name]}: {problem}" for name in wanted
-                        if (problem := download_model.problem_of(paths[name], wanted[name]))]
+                        if (problem := checks.problem_of(paths[name], wanted[name]))]
             if problems and not unverified:
                 raise BadInput(f"{problems[0]}{f' (and {len(problems) - 1} more)' if problems[1:] else ''}; bring "
                                "OpenAI's files with download_model.py, or give --unverified to use these")
             line = f"weights: of the released size, but {len(problems)} files are NOT those that were published"
             if not problems:
-                line = {"openai": "weights: OpenAI's, every file verified by its git blob id",
-                        "hub": "weights: the Hub's model.safetensors, its number of values checked"}[origin]
-                return Inputs([line], [], _blobs(paths))
+                return Inputs([f"weights: {verified}"], [], _blobs(paths))
     return Inputs([line], [line], _blobs(paths))
 
 
 def _blobs(paths):
-    return {name: download_model.git_blob_id(path) for name, path in paths.items() if os.path.isfile(path)}
+    return {name: checks.git_blob_id(path) for name, path in paths.items() if os.path.isfile(path)}
 
 
 def changed_options(run):
@@ -350,7 +348,8 @@ def report(args, argv, command, runs, inputs):
         "command": "python reproduce.py " + without_folders(argv),
         "train_command": "python train.py " + without_folders(command)}
     write_json(os.path.join(args.out, "report.json"), values)
-    with write_atomically(os.path.join(args.out, "report.md")) as path, open(path, "w", encoding="utf-8") as f:
+    with write_atomically(os.path.join(args.out, "report.md")) as path, \
+            open(path, "w", encoding="utf-8", errors="backslashreplace") as f:  # a folder's name may be any bytes
         f.write(markdown(values))
     analysis.draw_seeds({seed["seed"]: seed["test"] for seed in seeds}, os.path.join(args.out, "accuracies.png"),
                         {f"paper, best run: {PAPER}": PAPER, f"authors' code, median: {AUTHORS}": AUTHORS},

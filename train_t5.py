@@ -21,6 +21,7 @@ import analysis
 import fast.t5
 import loss
 import opt
+from formats import t5_vocabulary
 from formats.errors import BadInput, warn
 from formats.hub import local_folder
 from t5_pytorch import (
@@ -35,7 +36,7 @@ from t5_pytorch import (
     shift_right,
 )
 from text_utils import SentencePieceEncoder
-from training import distributed, finetuning, loop, options
+from training import distributed, finetuning, loop, options, runs
 from utils import OneLineParser, require_ranges, run_script
 
 TARGETS = ("choice1", "choice2")
@@ -58,6 +59,8 @@ def parse_args(argv):
     model.add_argument("--n_ctx", type=int, default=512, help="source tokens at most; longer ones are cut")
     o = p.add_argument_group("the optimizer")
     o.add_argument("--lr", type=float, default=1e-3, help="constant rate of Adafactor")
+    o.add_argument("--label_smoothing", type=float, default=0.0,
+                   help="share of the target's probability that is spread over the vocabulary")
     return p.parse_args(argv)
 
 
@@ -67,7 +70,8 @@ def check_args(args, world):
     Raises:
         BadInput: naming the option, its value and the allowed values.
     """
-    require_ranges(args, options.RUN_RANGES | {"dropout": options.BELOW_ONE, "n_ctx": (8, None), "lr": (0, None)})
+    require_ranges(args, options.RUN_RANGES | {"dropout": options.BELOW_ONE, "n_ctx": (8, None), "lr": (0, None),
+                                              "label_smoothing": (0, 1)})
     options.check_run_options(args, world)
     finetuning.check_task_options(args)
     given = options.given_t5_sizes(args)
@@ -119,8 +123,9 @@ def training_loss(args, model, src, targets):
         src: int [b, s]; targets: int [b, t], both padded with PAD.
     """
     if args.plain:
-        return loss.t5_loss(model(src, shift_right(targets), src != PAD, targets != PAD), targets, Z_LOSS)
-    return fast.t5.training_loss(model, src, targets, Z_LOSS)
+        logits = model(src, shift_right(targets), src != PAD, targets != PAD)
+        return loss.t5_loss(logits, targets, Z_LOSS, args.label_smoothing)
+    return fast.t5.training_loss(model, src, targets, Z_LOSS, label_smoothing=args.label_smoothing)
 
 
 @torch.no_grad()
@@ -143,11 +148,22 @@ def main(argv=None):
     args = parse_args(argv)
     world = distributed.join(args.device)
     check_args(args, world)
+    with runs.alone(args, world):
+        run(args, world)
+
+
+def run(args, world):
+    """Train and predict, with options that are checked; see check_args."""
+    start = runs.starting_parameters(args)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     encoder = SentencePieceEncoder.from_folder(args.model_dir)
+    with open(t5_vocabulary.find_file(args.model_dir), "rb") as f:
+        vocabulary = zlib.crc32(f.read())
     model = T5(**model_config(args, encoder.n_tokens))
-    if args.from_scratch:
+    if args.init_from is not None:
+        runs.load(model, start, vocabulary, verbose=world.is_first)
+    elif args.from_scratch:
         if world.is_first:
             print("loaded nothing (--from_scratch)")
     else:
@@ -186,7 +202,7 @@ def main(argv=None):
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
     orders = loop.draw_orders(args.n_iter, len(sources[0]))
     fingerprint = zlib.crc32(repr((sources[:2], trY.tolist(), vaY.tolist())).encode())
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
+    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
     finetuning.load_best(args, model, world)
     if world.is_first:
         folder = os.path.dirname(loop.paths(args)["best"])

@@ -5,6 +5,7 @@ are those of `utils.py` in OpenAI's finetune-transformer-lm.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import time
 import numpy as np
 import torch
 
-from formats import progress
+from formats import progress, streams
 from formats.errors import BadInput, MissingInput
 from formats.files import make_path, write_atomically  # noqa: F401 (make_path is the original's name here)
 
@@ -35,13 +36,36 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def run_script(main, argv=None):
+def run_script(main, argv=None, prints=False):
     """Call `main(argv)` and return an exit status: 0, 2 after one line for a user's mistake, 130 when stopped.
 
     Only BadInput and MissingInput are a user's mistakes; any other exception is a defect of ours
-    and keeps its traceback.
+    and keeps its traceback. A closed, full or abandoned standard output stops no work; if it was full, the status is
+    2 in the end.
+
+    Args:
+        prints: what is printed is the script's work, which ends when nobody can take it.
     """
     script = os.path.basename(sys.argv[0])
+    with streams.safe_output(prints) as out:
+        try:
+            status = _status(main, argv, script)
+        except streams.OutputLost:
+            status = 0
+        except SystemExit as error:  # argparse: --help, or a mistake in the options
+            if error.code or not out.was_lost():
+                raise
+            status = 0
+        with contextlib.suppress(streams.OutputLost):
+            out.flush()
+        if out.was_lost():
+            print(f"{script}: standard output could not be written ({getattr(out.error, 'strerror', out.error)}); "
+                  "what was to be printed is lost" + ("" if prints else ", the files are written"), file=sys.stderr)
+            status = status or 2
+    return status
+
+
+def _status(main, argv, script):
     try:
         main(argv)
     except (BadInput, MissingInput) as error:

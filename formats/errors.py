@@ -17,12 +17,12 @@ class MissingInput(FileNotFoundError):
 
 def is_first_process():
     """True in the one process of a run, or in the first of several; the others stay quiet."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") in ("", "1") or os.environ.get("RANK", "0") == "0"
 
 
 def warn(message):
     """Print one line of warning on standard error, once for all processes."""
-    if is_first_process():
+    if is_first_process() and sys.stderr is not None:
         print(f"warning: {message}", file=sys.stderr)
 
 

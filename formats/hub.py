@@ -115,15 +115,15 @@ def in_words(error, repository, revision=None):
     return BadInput(f"{at}: the server does not answer as the Hub does ({reason}); check HF_ENDPOINT")
 
 
-def cached_folder(error, repository, revision=None):
-    """Return the Hub's cache of a repository where an exception of huggingface_hub says that it cannot be asked.
+def is_out_of_reach(error):
+    """Whether an exception of huggingface_hub says that the Hub could not, or must not, be asked."""
+    from huggingface_hub import errors
+    return may_pass(error) or isinstance(error, errors.OfflineModeIsEnabled)
 
-    Returns:
-        The folder; None where the cache does not hold a whole model, or where the Hub did answer.
-    """
+
+def cached_folder(repository, revision=None):
+    """Return the folder of a repository in the Hub's cache; None where that does not hold a whole model."""
     import huggingface_hub
-    if not may_pass(error) and not isinstance(error, huggingface_hub.errors.OfflineModeIsEnabled):
-        return None
     # not snapshot_download: without a network that refuses a cache that lacks any file, a README too
     config = huggingface_hub.try_to_load_from_cache(repository, "config.json", revision=revision)
     if not isinstance(config, str):
@@ -157,7 +157,7 @@ def local_folder(name_or_folder, revision=None):
     try:
         files = [file.rfilename for file in huggingface_hub.model_info(name, revision=revision).siblings]
     except Exception as error:  # the library raises its own types, and those of the two that it uses
-        if cached := cached_folder(error, name, revision):
+        if is_out_of_reach(error) and (cached := cached_folder(name, revision)):
             return cached
         answer = in_words(error, name, revision)
         raise type(answer)(f"{name}: no such folder here; {answer}") from None

@@ -15,6 +15,7 @@ import re
 import resource
 import signal
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,11 +24,13 @@ import torch
 from cloze_data import rows, write_csv
 from conftest import write_small_vocabulary
 from safetensors.numpy import load_file, save_file
+from t5_vocabularies import write_tokenizer
 
 from datasets import _rocstories
 from formats.errors import BadInput, MissingInput
 from formats.files import load_tensors
 from formats.gpt_files import _read_gpt_config, read_pretrained
+from formats.gpt_vocabulary import read_folder
 from model_pytorch import ACT_FNS, LMModel, dotdict, export_openai_model
 from t5_pytorch import T5, checkpoint_names, export_t5_model, load_t5_pretrained_model, read_t5_config
 from text_utils import SentencePieceEncoder, read_encoder, read_merges
@@ -272,16 +275,49 @@ def right_merges(loaded, honest):
     assert sorted(loaded.values()) == list(range(len(loaded)))
 
 
-def make_spiece(folder):
+def make_gpt_tokenizer(folder):
+    encoder, merges = map(Path, write_small_vocabulary(folder))
+    content = {"added_tokens": [], "model": {
+        "type": "BPE", "end_of_word_suffix": "</w>", "vocab": json.loads(encoder.read_text()),
+        "merges": [line.split(" ") for line in merges.read_text().splitlines()[1:]]}}
+    encoder.unlink()
+    merges.unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def make_hub_vocabulary(folder):
+    for path, name in zip(write_small_vocabulary(folder), ("vocab.json", "merges.txt"), strict=True):
+        os.rename(path, folder / name)
+
+
+def right_vocabulary(loaded, honest):
+    """Two files, or two parts of one, that check each other: damage can change single characters alone."""
+    made = {a + b for a, b in loaded[1]}
+    assert made <= loaded[0].keys()
+    unmade = {piece for piece in loaded[0] if len(piece.removesuffix("</w>")) != 1} - made
+    assert "<unk>" in unmade and all(re.fullmatch(r"<.*>|\[.*\]|_.*_", piece) for piece in unmade)
+    right_encoder(loaded[0], honest[0])
+    right_merges(loaded[1], honest[1])
+
+
+def make_spiece(folder, **options):
     text = ["a cat sat on the mat", "the newer the lower", "it was glad, it's new", "low lower lowest ☃"] * 5
     with open(folder / "spiece.model", "wb") as f:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(text), model_writer=f, vocab_size=60, hard_vocab_limit=False, pad_id=0, eos_id=1,
-            unk_id=2, bos_id=-1, minloglevel=2)
+            unk_id=2, bos_id=-1, minloglevel=2, **options)
+
+
+def make_t5_tokenizer(folder):
+    (folder / "rules.tsv").write_text("FB01\t66 69\n")  # one rule, as the usual ones are many times the rest
+    make_spiece(folder, normalization_rule_tsv=str(folder / "rules.tsv"))
+    (folder / "rules.tsv").unlink()
+    write_tokenizer(folder / "spiece.model", folder)
+    (folder / "spiece.model").unlink()
 
 
 def read_spiece(folder):
-    encoder = SentencePieceEncoder(str(folder / "spiece.model"))
+    encoder = SentencePieceEncoder.from_folder(str(folder))
     ids = encoder.encode(["the cat <extra_id_3> sat, it's ½ ﬁne ☃", ""], verbose=False)
     return encoder.n_tokens, ids, encoder.decode(ids[0])
 
@@ -324,7 +360,10 @@ KINDS = {
     "t5 config": (make_t5_config, read_config_of_t5, right_t5_config),
     "encoder": (make_encoder, read_vocabulary, right_encoder),
     "merges": (make_merges, read_bpe, right_merges),
+    "vocabulary of the Hub": (make_hub_vocabulary, read_folder, right_vocabulary),
+    "tokenizer of a GPT": (make_gpt_tokenizer, read_folder, right_vocabulary),
     "spiece": (make_spiece, read_spiece, right_spiece),
+    "tokenizer of a T5": (make_t5_tokenizer, read_spiece, right_spiece),
     "checkpoint": (make_checkpoint, read_checkpoint, right_checkpoint),
 }
 
