@@ -21,6 +21,7 @@ import analysis
 import fast.t5
 import loss
 import opt
+from formats import t5_vocabulary
 from formats.errors import BadInput, warn
 from formats.hub import local_folder
 from t5_pytorch import (
@@ -157,7 +158,7 @@ def run(args, world):
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     encoder = SentencePieceEncoder.from_folder(args.model_dir)
-    with open(os.path.join(args.model_dir, "spiece.model"), "rb") as f:
+    with open(t5_vocabulary.find_file(args.model_dir), "rb") as f:
         vocabulary = zlib.crc32(f.read())
     model = T5(**model_config(args, encoder.n_tokens))
     if args.init_from is not None:
