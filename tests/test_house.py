@@ -12,7 +12,7 @@ FLOORS = [{"formats"}, {"model_pytorch", "t5_pytorch", "t5_decoding", "loss", "o
           {"datasets", "text_utils", "utils"}, {"fast"}, {"toy"}, {"training"}, SCRIPTS]
 # the papers' text, which people copy by the file
 PLAIN = {"model_pytorch": {"formats"}, "t5_pytorch": {"formats"}, "t5_decoding": {"formats", "t5_pytorch"},
-         "loss": set(), "opt": {"formats"}}
+         "loss": {"formats"}, "opt": {"formats"}}
 
 
 def imports_of(path):
