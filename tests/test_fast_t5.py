@@ -113,6 +113,14 @@ def test_no_row_and_no_target_have_loss_0():
         assert fast_t5.target_log_probs(model, src[:rows], tgt[:2, :columns]).shape == (rows, 2)
 
 
+def test_the_default_device_changes_nothing():
+    model, (src, tgt) = small_model(), odd_batch()
+    for function in (fast_t5.training_loss, lambda *a: plain_loss(*a, 0.0)):
+        want = function(model, src, tgt).item()
+        with torch.device("meta"):  # as "cuda" would be where the model is on the CPU
+            assert function(model, src, tgt).item() == want
+
+
 def test_a_batch_without_padding_needs_no_mask():
     model = small_model()
     src, tgt = (torch.randint(2, 53, (3, n)) for n in (11, 7))
