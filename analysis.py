@@ -56,6 +56,9 @@ def rocstories(data_dir, pred_path, log_path):
     return valid_accuracy, test_accuracy
 
 
+REPORTS = {"rocstories": rocstories}  # data set -> report on a submission
+
+
 def evaluations(log_path):
     """Return the evaluation lines of a log, without the arguments.
 

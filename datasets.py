@@ -10,7 +10,7 @@ import re
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from formats.errors import BadInput, MissingInput
+from formats.errors import BadInput, MissingInput, warn_once
 
 SPLIT_SEED = 3535999445  # the authors' split of the validation file into train and valid
 VALID_FILE = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
@@ -24,7 +24,8 @@ def _rocstories(path):
     """Read one Story Cloze file.
 
     The file is CSV in UTF-8 (a byte-order mark and CRLF change nothing), with a header naming COLUMNS in any order.
-    Blank lines are skipped; duplicate rows are kept, as they count in the original; a sentence or ending may be
+    Blank lines are skipped; so are rows of nothing but commas at the end, as spreadsheets write them, with one notice.
+    Duplicate rows are kept, as they count in the original; a sentence or ending may be
     empty, or hold only signs the vocabulary lacks (an emoji), each of which becomes `<unk>`. A text of any length up
     to csv's limit of 131,072 characters is read; the training script cuts it. Another encoding, such as Latin-1, is
     refused with the row that shows it.
@@ -42,6 +43,7 @@ def _rocstories(path):
             f"; put '{VALID_FILE}' and '{TEST_FILE}' into --data_dir, or run `python demo.py`, which needs no data")
     st, ct1, ct2, y = [], [], [], []
     number = 0  # of the last row that was read
+    empty = []  # numbers of the rows of nothing but commas
     try:
         # undecodable bytes become lone surrogates, so that their row is known: decoding runs ahead of the rows
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as f:
@@ -55,10 +57,20 @@ def _rocstories(path):
             if missing:
                 raise BadInput(f"{path}: row 1 (header) lacks the column {', '.join(missing)}; found "
                                f"{', '.join(map(str, header))[:150]!r}; expected {', '.join(COLUMNS)}")
+            twice = next((name for name in COLUMNS if header.count(name) > 1), None)
+            if twice:
+                raise BadInput(f"{path}: row 1 (header) has the column {twice} {header.count(twice)} times; which one "
+                               "counts? rename or remove the others")
             place = {name: header.index(name) for name in COLUMNS}
             for number, row in enumerate(rows, 2):
                 if not row:
                     continue
+                if len(row) > 1 and not any(map(str.strip, row)):
+                    empty.append(number)
+                    continue
+                if empty:
+                    raise BadInput(f"{path}: row {empty[0]} holds nothing but commas, and row {number} has text again; "
+                                   "correct or remove the row")
                 _require_utf8(path, number, row)
                 if len(row) != len(header):
                     raise BadInput(f"{path}: row {number} has {len(row)} fields, expected {len(header)} as in the "
@@ -77,6 +89,9 @@ def _rocstories(path):
                        "quoted by double quotes") from None
     if not st:
         raise BadInput(f"{path}: has a header but no stories")
+    if empty:
+        warn_once(f"{path}: {len(empty)} rows at its end hold nothing but commas (from row {empty[0]} on); they are "
+                  "skipped")
     return st, ct1, ct2, np.asarray(y, dtype=np.int32)
 
 

@@ -1,52 +1,41 @@
 """Brings released weights into a folder, goes on where a broken transfer stopped, and checks every file.
 
     python download_model.py                                   OpenAI's GPT: 13 files, about 470 MB, to model/
-    python download_model.py --from hub                        the same weights as the Hub's model.safetensors
+    python download_model.py --from hub                        the same weights as the Hugging Face Hub holds them
     python download_model.py --model t5-small                  a T5 of Google's, from the Hub, to model/t5-small/
-    python download_model.py --verify                          checks a folder that is there; fetches nothing
+    python download_model.py --model OWNER/NAME --revision R   any repository of the Hub, to model/OWNER/NAME/
+    python download_model.py --verify                          checks a folder that is there; asks no network
     python download_model.py --source ~/finetune-transformer-lm/model      copies from a clone or another server
 
-Files are fetched one by one with HTTP ranges rather than by `git clone`, which starts anew when it breaks.
+The Hub's own library says what a repository holds, where it lies and what its sha256 is; it knows tokens (HF_TOKEN),
+mirrors (HF_ENDPOINT), offline mode (HF_HUB_OFFLINE) and the cache. The bytes are carried here, from the Hub as from
+OpenAI's repository: the library (2.4.0) over HTTP keeps nothing of a file when it is stopped and checks its size alone.
 A file in transfer is called NAME.part; it takes its own name only when it has passed its check.
 """
 
-import hashlib
-import http.client
+import contextlib
 import json
 import os
 import re
 import sys
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
+import zipfile
 from typing import NamedTuple
 
-from safetensors import SafetensorError, safe_open
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.utils import build_hf_headers, validate_repo_id
 
 import utils
-from formats import progress
-from formats.errors import BadInput, MissingInput
-from formats.files import is_lfs_pointer, make_path
+from formats import hub
+from formats.checks import Wanted, by_form, is_old_torch, problem_of, verify
+from formats.errors import BadInput, MissingInput, warn
+from formats.files import make_path, write_atomically
+from formats.locks import locked
+from formats.transfers import TIMEOUT, Broken, download, is_url
 
 OPENAI = "https://raw.githubusercontent.com/openai/finetune-transformer-lm/master/model/"
-HUB = "https://huggingface.co/{}/resolve/main/"
-CHUNK = 1 << 18  # bytes
-TIMEOUT = 60  # seconds without a byte
-
-
-class Wanted(NamedTuple):
-    """What a file has to be.
-
-    check is the name of a check and `expected` what it has to give: "git" a git blob id, "sha256" a
-    sha256, "safetensors" at least so many stored values, "json" a key the object has. A file of fewer
-    than `least_size` bytes is called truncated. `base` is the address it is fetched from.
-    """
-
-    base: str
-    check: str
-    expected: object
-    least_size: int = 1
+RECORD = "downloaded.json"  # what the Hub said of the files beside it
 
 
 # The git blob ids are those of the folder `model` in OpenAI's finetune-transformer-lm. A params file holds
@@ -68,11 +57,7 @@ OPENAI_FILES = {
     **{f"params_{i}.npy": Wanted(OPENAI, "git", blob, 4 * (11_653_479 if i < 4 else 11_653_478))
        for i, blob in enumerate(PARAMS_BLOBS)},
 }
-# The Hub has the weights in one file; the two vocabulary files still come from the authors.
-HUB_FILES = {
-    **VOCABULARY_FILES,
-    "model.safetensors": Wanted(HUB.format("openai-community/openai-gpt"), "safetensors", 116_534_784),
-}
+GPT_REPOSITORY, GPT_VALUES = "openai-community/openai-gpt", 116_534_784
 SPIECE_SHA256 = "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
 T5_MODELS = {  # name: (repository on the Hub, millions of parameters)
     "t5-small": ("google-t5/t5-small", 60), "t5-base": ("google-t5/t5-base", 222),
@@ -83,311 +68,331 @@ T5_MODELS = {  # name: (repository on the Hub, millions of parameters)
 }
 
 
-def wanted_files(model, origin):
-    """Return {file name: Wanted} of a model: "gpt" from "openai" or "hub", or a name of T5_MODELS."""
-    if model == "gpt":
-        return {"openai": OPENAI_FILES, "hub": HUB_FILES}[origin]
-    repository, millions = T5_MODELS[model]
-    base = HUB.format(repository)
-    return {"config.json": Wanted(base, "json", "d_model"),
-            "spiece.model": Wanted(base, "sha256", SPIECE_SHA256, 791_656),
-            "model.safetensors": Wanted(base, "safetensors", millions * 1_000_000)}
+def wanted_files(folder, hub_vocabulary=False):
+    """Say what GPT's published weights and vocabulary have to be, in the form that a folder holds them in.
+
+    Args:
+        hub_vocabulary: the vocabulary that is used is vocab.json and merges.txt of the folder, not OpenAI's two files.
+    Returns:
+        ({file name: Wanted}, how they are known to be the published ones, in words).
+    """
+    if os.path.isfile(os.path.join(folder, "params_shapes.json")):
+        return OPENAI_FILES, "OpenAI's, every file verified by its git blob id"
+    record = read_record(folder) if os.path.isfile(os.path.join(folder, RECORD)) else None
+    if record is not None and record.repository == GPT_REPOSITORY:
+        weights = {name: wanted for name, wanted in record.files.items()
+                   if name not in (*hub.SETTINGS, *hub.VOCABULARIES)}
+        return (record.files if hub_vocabulary else VOCABULARY_FILES | weights,
+                f"the Hub's ({record.at}), every file verified by its hash")
+    weights = {"model.safetensors": Wanted("", "safetensors", GPT_VALUES)}
+    if hub_vocabulary:
+        return (weights | {name: by_form(name) for name in ("vocab.json", "merges.txt")},
+                "the Hub's model.safetensors, its number of values checked, and a vocabulary that is not verified")
+    return VOCABULARY_FILES | weights, "the Hub's model.safetensors, its number of values checked"
 
 
-# Checks
+HUB_ERRORS = (huggingface_hub.errors.HTTPError, OSError, ValueError, KeyError, TypeError)
 
 
-def file_hash(path, algorithm, prefix=b""):
-    """Return the hexadecimal hash of `prefix` and a file's bytes, read a piece at a time."""
-    digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
-    with open(path, "rb") as f, progress.bar(total=os.path.getsize(path), unit="B",
-                                             desc=f"check {os.path.basename(path)}") as bar:
-        while chunk := f.read(CHUNK):
-            digest.update(chunk)
-            bar.update(len(chunk))
-    return digest.hexdigest()
+class Record(NamedTuple):
+    """What a repository holds at one commit: its name there, the name asked for, {file name: Wanted}."""
+
+    repository: str
+    asked: str
+    commit: str
+    files: dict
+
+    @property
+    def at(self):
+        """The repository and the commit in short."""
+        return f"{self.repository} at commit {self.commit[:12]}"
 
 
-def git_blob_id(path):
-    """Return the name git gives to a file's contents: the sha1 of "blob <size>\\0" and its bytes."""
-    return file_hash(path, "sha1", b"blob %d\0" % os.path.getsize(path))
+def hub_listing(repository, revision=None):
+    """Ask the Hub what a repository holds, sizes and hashes included.
+
+    Raises:
+        HUB_ERRORS, see formats.hub.in_words.
+    """
+    info = huggingface_hub.HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=TIMEOUT)
+    files = {}
+    for file in info.siblings:
+        if file.lfs is not None:
+            files[file.rfilename] = Wanted("", "sha256", file.lfs.sha256, file.lfs.size)
+        elif file.blob_id is not None:
+            files[file.rfilename] = Wanted("", "git", file.blob_id, file.size or 0)
+        else:  # a mirror that lists names alone
+            files[file.rfilename] = by_form(file.rfilename)
+    if not re.fullmatch("[0-9a-f]{40,64}", info.sha or ""):
+        raise ValueError("it names no commit")
+    return Record(info.id, repository, info.sha, files)
 
 
-def problem_of(path, wanted):
-    """Return None where the file at `path` is what is wanted, else what is wrong with it, in words."""
-    if not os.path.isfile(path):
-        return "missing" + (" (a part of it is there)" if os.path.isfile(path + ".part") else "")
-    try:
-        size = os.path.getsize(path)
-        if is_lfs_pointer(path):
-            return f"a Git LFS pointer of {size} bytes, expected the file it points to"
-        if size < wanted.least_size:
-            return f"truncated: found {size:,} bytes, expected at least {wanted.least_size:,}"
-        if wanted.check == "json":
-            return _problem_of_json(path, wanted.expected)
-        if wanted.check == "safetensors":
-            return _problem_of_safetensors(path, size, wanted.expected)
-        found = git_blob_id(path) if wanted.check == "git" else file_hash(path, wanted.check)
-    except OSError as error:
-        return f"cannot be read ({error.strerror}); check its permissions"
-    if found != wanted.expected:
-        return f"altered: found the {wanted.check} hash {found}, expected {wanted.expected}"
-    return None
+def hub_source(record):
+    """Return the `source` of download for the files of a Record: the Hub's cache, else the Hub."""
+    def source(name, wanted):
+        url = huggingface_hub.hf_hub_url(record.repository, name, revision=record.commit)
+
+        def locate():
+            cached = huggingface_hub.try_to_load_from_cache(record.repository, name, revision=record.commit)
+            if isinstance(cached, str) and problem_of(cached, wanted) is None:
+                return cached, {}
+            try:
+                metadata = huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT)
+            except HUB_ERRORS as error:
+                if hub.may_pass(error):
+                    raise Broken(str(error).splitlines()[0][:150] or type(error).__name__) from None
+                raise hub.in_words(error, record.repository, record.commit) from None
+            headers = build_hf_headers()
+            if urllib.parse.urlsplit(metadata.location)[:2] != urllib.parse.urlsplit(url)[:2]:
+                headers.pop("authorization", None)  # large files lie with others, whom the token does not concern
+            return metadata.location, headers
+
+        return url, locate
+
+    return source
 
 
-def _problem_of_json(path, key):
+def cached_listing(folder, repository):
+    """Return the Record of a folder in the Hub's cache, where links lead to files that are named by their hashes."""
+    files = {}
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        blob = os.path.basename(os.readlink(path)) if os.path.islink(path) else ""
+        check = {64: "sha256", 40: "git"}.get(len(blob))
+        files[name] = Wanted("", check, blob, os.path.getsize(path)) if check else by_form(name)
+    return Record(repository, repository, os.path.basename(folder), files)
+
+
+def read_record(folder):
+    """Return the Record that download_from_hub left in a folder.
+
+    Raises:
+        BadInput: it is damaged.
+    """
+    path = os.path.join(folder, RECORD)
     try:
         with open(path, encoding="utf-8") as f:
-            found = json.loads(f.read(1 << 20))
-    except (ValueError, RecursionError):
-        return "altered: it is not JSON"
-    return None if isinstance(found, dict) and key in found else f"altered: it has no {key}, expected a model's config"
-
-
-def _problem_of_safetensors(path, size, n_values):
-    """The library checks that the header is whole and that its tensors fill the file exactly."""
-    found = 0
-    try:
-        with safe_open(path, "numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                values = 1
-                for length in tensors.get_slice(name).get_shape():
-                    values *= length
-                found += values
-    except (SafetensorError, OSError) as error:
-        return f"truncated or altered: its {size:,} bytes are not a safetensors file ({str(error)[:150]})"
-    if found < n_values:
-        return f"another model: found {found:,} values, expected at least {n_values:,}"
-    return None
-
-
-def verify(folder, files):
-    """Return one line for every file of {name: Wanted} that is missing, truncated, altered or a pointer."""
-    paths = {os.path.join(folder, name): wanted for name, wanted in files.items()}
-    return [f"{path}: {problem}" for path, wanted in paths.items() if (problem := problem_of(path, wanted))]
-
-
-# Transfers
-
-
-def _is_url(address):
-    return re.match("https?://", address) is not None
-
-
-class _Broken(Exception):
-    """A transfer stopped before the end; what came is kept and it may be tried again."""
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects and remembers the sha256 with which the Hub announces a large file on the way."""
-
-    sha256 = None
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        announced = headers.get("X-Linked-Etag", "").strip('"')
-        if re.fullmatch("[0-9a-f]{64}", announced):
-            self.sha256 = announced
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _open_source(address, start):
-    """Open a file or URL at byte `start`.
-
-    Returns:
-        (readable, the byte it really starts at, whole size or None, sha256 or None); the readable is None
-        where there is nothing after `start`.
-    Raises:
-        _Broken: worth another try.
-        MissingInput, BadInput: not worth it.
-    """
-    if not _is_url(address):
-        if not os.path.isfile(address):
-            raise MissingInput(f"{address}: not found; expected all files of the model in the folder --source")
-        try:
-            size, source = os.path.getsize(address), open(address, "rb")
-        except OSError as error:
-            raise BadInput(f"{address}: cannot be read ({error.strerror}); check its permissions") from None
-        return source, source.seek(start if start <= size else 0), size, None
-    redirects = _Redirects()
-    try:
-        request = urllib.request.Request(address, headers={"User-Agent": "download_model.py"})
-        if start:
-            request.add_header("Range", f"bytes={start}-")
-        response = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and start:  # nothing after `start`: all is here, or what is here is something else
-            if error.headers.get("Content-Range") == f"bytes */{start}":
-                return None, start, start, redirects.sha256
-            return _open_source(address, 0)
-        if error.code in (408, 429) or error.code >= 500:
-            raise _Broken(f"the server answers {error.code} {error.reason}") from None
-        if error.code == 404:
-            hint = "; the Hub holds its largest models in several parts, which its own client brings (pip install " \
-                "huggingface_hub; hf download REPOSITORY --local-dir FOLDER)" if "//huggingface.co/" in address else ""
-            raise MissingInput(f"{address}: the server has no such file (404); check --model and --source"
-                                     f"{hint}") from None
-        raise BadInput(f"{address}: the server refuses ({error.code} {error.reason}); open the address in a "
-                             "browser, or copy the files from elsewhere and use --verify") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(str(getattr(error, "reason", error)) or type(error).__name__) from None
-    except ValueError as error:
-        raise BadInput(f"{address}: not an address ({error}); check --source") from None
-    length = response.headers.get("Content-Length", "")
-    total, at = int(length) if length.isdecimal() else None, 0
-    if response.status == 206:
-        span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if span is None or int(span[1]) != start:
-            response.close()
-            if start:
-                return _open_source(address, 0)
-            raise _Broken("the server sends another range than was asked for")
-        at, total = start, int(span[2]) + 1 if span[3] == "*" else int(span[3])
-    return response, at, total, redirects.sha256
-
-
-def _transfer(address, part):
-    """Bring a file or URL to `part`, going on where that ends; return the sha256 its server announces, or None.
-
-    Raises as _open_source does, and BadInput where `part` cannot be written.
-    """
-    have = os.path.getsize(part) if os.path.isfile(part) else 0
-    source, at, total, sha256 = _open_source(address, have)
-    if source is None:
-        return sha256
-    name = os.path.basename(part).removesuffix(".part")
-    try:
-        with source, open(part, "ab") as f, progress.bar(total=total, initial=at, unit="B", desc=name,
-                                                         leave=True) as bar:
-            f.truncate(at)
-            while chunk := _read(source):
-                f.write(chunk)
-                at += len(chunk)
-                bar.update(len(chunk))
-            f.flush()
-            os.fsync(f.fileno())
+            value = json.load(f)
+        files = {}
+        for name, item in value["files"].items():
+            check = "sha256" if "sha256" in item else "git"
+            files[name] = Wanted("", check, item[check], int(item["size"]))
+            if os.path.basename(name) != name:
+                raise ValueError
+        return Record(*(str(value[key]) for key in ("repository", "asked", "commit")), files)
     except OSError as error:
-        raise BadInput(f"{part}: could not be written ({error.strerror or error}); free some space or choose "
-                             "another --model_dir, then run the same command again") from None
-    if total is not None and at < total:
-        raise _Broken(f"the connection ended after {at:,} of {total:,} bytes")
-    return sha256
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise BadInput(f"{path}: damaged; delete it, then run the same command again") from None
 
 
-def _read(source):
-    """Return the next bytes of a source, b"" at its end; raise _Broken where reading fails."""
-    try:
-        return source.read(CHUNK)
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(str(error) or type(error).__name__) from None
+def _write_record(folder, record):
+    """Leave in `folder` what its files have to be, for --verify; a warning where some file's hash is unknown."""
+    path = os.path.join(folder, RECORD)
+    if not all(wanted.check in ("sha256", "git") for wanted in record.files.values()):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        warn(f"{folder}: no hashes of these files are known, so only their form is checked")
+        return
+    files = {name: {"size": wanted.least_size, wanted.check: wanted.expected} for name, wanted in record.files.items()}
+    with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
+        json.dump({"repository": record.repository, "asked": record.asked, "commit": record.commit, "files": files}, f,
+                  indent=1)
+        f.write("\n")
 
 
-def fetch(address, path, wanted, retries=5, pause=1.0):
-    """Bring one file to `path`, checked, going on from `path`.part if that is there.
-
-    Args:
-        address: a URL or the path of a file.
-        retries: how many times in a row a transfer may break without a further byte having come.
-        pause: seconds before the first of these; doubled each time.
-    Raises:
-        MissingInput, BadInput: it is not there, does not come, or is not what is wanted. What
-            was at `path` is unchanged.
-    """
-    part = make_path(path) + ".part"
-    best, failures, restarted = 0, 0, False
-    while True:
-        resumed = os.path.isfile(part) and os.path.getsize(part) > 0
-        try:
-            announced = _transfer(address, part)
-        except _Broken as error:
-            size = os.path.getsize(part) if os.path.isfile(part) else 0
-            best, failures = max(best, size), 0 if size > best else failures + 1
-            if failures > retries:
-                raise BadInput(f"{address}: the transfer broke {failures} time(s) without progress ({error}); "
-                                     f"check the connection and run the same command again: {size:,} bytes of the "
-                                     "file are here already and will be kept") from None
-            time.sleep(pause * 2 ** max(0, failures - 1))
-            continue
-        problem = problem_of(part, wanted)
-        if problem is None and announced and file_hash(part, "sha256") != announced:
-            problem = f"altered: expected the sha256 {announced} that its server announces"
-        try:
-            if problem is None:
-                os.replace(part, path)
-                return
-            os.unlink(part)
-        except OSError as error:
-            raise BadInput(f"{path}: could not be written ({error.strerror}); choose another "
-                                 "--model_dir") from None
-        if restarted or not resumed:
-            raise BadInput(f"{address}: {problem}; nothing was kept of it; try again later or another --source")
-        best, failures, restarted = 0, 0, True  # what was resumed may have been of another version
-
-
-def download(folder, files, source=None, retries=5, pause=1.0):
-    """Bring every file of {name: Wanted} into `folder`; those that are there and right are left alone.
+def download_from_hub(folder, repository, revision=None, source=None, retries=5, pause=1.0):
+    """Bring a model's files from the Hub, its cache or a folder into `folder`, and record there what they are.
 
     Args:
-        source: a folder or URL that holds all of them; None: each file's own address.
+        repository: OWNER/NAME. revision: a branch, tag or commit; None: main.
+        source: a folder that holds the files, asked in place of the Hub.
         retries, pause: as in fetch.
     Returns:
-        The names of the files that were fetched.
+        (the Record of the files that were chosen, the names of those that were fetched).
     Raises:
-        MissingInput, BadInput: as fetch; the files that came before stay.
+        MissingInput, BadInput: no such repository or revision, no access, no network, no weights, or as download.
     """
-    if source is not None and not _is_url(source) and not os.path.isdir(source):
-        raise MissingInput(f"{source}: not a folder; --source takes a folder or an address that starts with "
-                                 "http:// or https:// and holds the model's files")
+    if source is not None:
+        there = _folder_listing(source, repository)
+    else:
+        try:
+            there = hub_listing(repository, revision)
+            source = hub_source(there)
+        except HUB_ERRORS as error:
+            there = None
+            if hub.is_out_of_reach(error):
+                source = hub.cached_folder(repository, revision)
+                there = cached_listing(source, repository) if source else _whole_folder(folder, repository, revision)
+            if there is None:
+                raise hub.in_words(error, repository, revision) from None
+            source = source or folder
+            warn(f"{constants.ENDPOINT} could not be asked for a newer version; taking {there.at} from {source}")
+    try:
+        names = hub.wanted_names(there.files)
+    except BadInput as error:
+        raise BadInput(f"{repository}: {error}") from None
+    _require_room(folder, there, names)
     fetched = []
-    for name, wanted in files.items():
-        path = os.path.join(folder, name)
-        if problem_of(path, wanted) is None:
-            continue
-        if source is None:
-            address = wanted.base + name
-        elif _is_url(source):
-            address = source.rstrip("/") + "/" + urllib.parse.quote(name)
-        else:
-            address = os.path.join(source, name)
-        fetch(address, path, wanted, retries, pause)
-        fetched.append(name)
-    return fetched
+    index = next((name for name in names if name.endswith(".index.json")), None)
+    if index is not None:
+        fetched = download(folder, {index: there.files[index]}, source, retries, pause)
+        parts = hub.indexed_parts(os.path.join(folder, index))
+        if lacking := [part for part in parts if part not in there.files]:
+            raise BadInput(f"{repository}: {index} names {lacking[0]}, which is not there; its owner has to mend that")
+        names = [*names[:names.index(index) + 1], *parts]
+    chosen = there._replace(files={name: there.files[name] for name in names})
+    _write_record(folder, chosen)
+    return chosen, fetched + download(folder, chosen.files, source, retries, pause)
+
+
+def _whole_folder(folder, repository, revision):
+    """Return the Record in `folder` where all that it names is there and right, else None."""
+    if not os.path.isfile(os.path.join(folder, RECORD)):
+        return None
+    record = read_record(folder)
+    right = repository in (record.repository, record.asked) and revision in (None, record.commit)
+    return record if right and not verify(folder, record.files) else None
+
+
+def _folder_listing(source, repository):
+    """Return the Record of a folder given as --source: its own, or one without hashes."""
+    if is_url(source):
+        raise BadInput(f"--source {source}: nothing lists what lies there; for a mirror of the Hub set HF_ENDPOINT "
+                       f"({constants.ENDPOINT} now)")
+    if not os.path.isdir(source):
+        raise MissingInput(f"{source}: not a folder; --source takes a folder that holds the files of {repository}")
+    if os.path.isfile(os.path.join(source, RECORD)):
+        return read_record(source)
+    return Record(repository, repository, "", {name: by_form(name) for name in os.listdir(source)})
+
+
+def _require_room(folder, there, names):
+    """Refuse a folder that holds another model, whose files would be read in place of, or along with, the new ones."""
+    if os.path.isfile(os.path.join(folder, RECORD)):
+        record = read_record(folder)
+        if record.repository != there.repository:
+            raise BadInput(f"{folder}: holds {record.repository}; choose another --model_dir for {there.repository}")
+    for name in hub.wanted_names([*os.listdir(folder), *names]):
+        if name not in names and name not in VOCABULARY_FILES:
+            raise BadInput(f"{os.path.join(folder, name)}: is not part of {there.repository} and would be read with "
+                           "it; delete it, or choose another --model_dir")
+
+
+def expected_of_hub_folder(folder, model, repository):
+    """Say what the files of a folder from the Hub have to be, as far as that is known without asking it.
+
+    Args:
+        model: "gpt", a name of T5_MODELS, or a repository; None: whatever the folder holds.
+        repository: the repository that `model` means; None as there.
+    Returns:
+        ({file name: Wanted}, in words what is checked and what is not).
+    Raises:
+        BadInput: another model's folder, no weights, a damaged record or index.
+    """
+    if os.path.isfile(os.path.join(folder, RECORD)):
+        record = read_record(folder)
+        if repository not in (None, record.repository, record.asked):
+            raise BadInput(f"{folder}: holds {record.repository}, not {repository}; check --model and --model_dir")
+        return record.files, (f"as the Hub gave size and hash of each for {record.at}; not asked: whether the Hub has "
+                              "a newer version")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    try:
+        names = hub.wanted_names(names)
+    except BadInput as error:
+        raise BadInput(f"{folder}: {error}") from None
+    weights = [name for name in names if name not in (*hub.SETTINGS, *hub.VOCABULARIES)]
+    if weights[0].endswith(".index.json"):
+        weights = [weights[0], *hub.indexed_parts(os.path.join(folder, weights[0]))]
+    files = {"config.json": by_form("config.json")} | {name: by_form(name) for name in names} \
+        | {name: by_form(name) for name in weights}
+    n_values = GPT_VALUES if model == "gpt" else 1_000_000 * T5_MODELS[model][1] if model in T5_MODELS else 0
+    if weights == ["model.safetensors"]:
+        files[weights[0]] = Wanted("", "safetensors", n_values)
+    elif len(weights) == 1:
+        files[weights[0]] = files[weights[0]]._replace(least_size=2 * n_values)  # bytes, in 16-bit numbers
+    elif sum(os.path.getsize(path) for name in weights
+             if os.path.isfile(path := os.path.join(folder, name))) < 2 * n_values:
+        raise BadInput(f"{folder}: the parts together are too small for the {n_values:,} values of {model}")
+    words = f"each whole in its form; their values were not checked, as no {RECORD} with the Hub's hashes is there"
+    if model in T5_MODELS:
+        files["config.json"] = Wanted("", "json", "d_model")
+        if "spiece.model" in files:
+            files["spiece.model"] = Wanted("", "sha256", SPIECE_SHA256, 791_656)
+            words += " (except spiece.model, Google's by its sha256)"
+    old = [name for name in weights if name.endswith(".bin") and os.path.isfile(path := os.path.join(folder, name))
+           and not zipfile.is_zipfile(path) and is_old_torch(path)]
+    if old:
+        words += f"; {old[0]} is in torch's older form, in which not even a lost end would show"
+    return files, words
 
 
 def main(argv=None, files=None):
-    """Download or verify. `files` ({name: Wanted}) stands in for the table of the model that is asked for."""
+    """Download or verify. `files` ({name: Wanted}) stands in for the table of OpenAI's."""
     parser = utils.OneLineParser(prog="download_model.py", description="Bring and check released weights.")
-    parser.add_argument("--model", metavar="NAME", choices=["gpt", *T5_MODELS], default="gpt",
-                        help=f"gpt, or one of {', '.join(T5_MODELS)}")
+    parser.add_argument("--model", metavar="NAME",
+                        help=f"gpt, {', '.join(T5_MODELS)}, or the OWNER/NAME of any repository of the Hub; None: gpt, "
+                        "with --verify what the folder holds")
     parser.add_argument("--from", dest="origin", choices=["auto", "openai", "hub"], default="auto",
-                        help="OpenAI's repository or the Hugging Face Hub; auto: openai for gpt, hub for a T5")
-    parser.add_argument("--model_dir", help="the folder to fill or check; None: model/, or model/NAME/ for a T5")
-    parser.add_argument("--source", help="another folder or URL that holds the files; None: the usual one")
+                        help="OpenAI's repository or the Hugging Face Hub; auto: openai for gpt, hub for all else")
+    parser.add_argument("--revision", help="a branch, tag or commit of the repository on the Hub; None: main")
+    parser.add_argument("--model_dir", help="the folder to fill or check; None: model/, or model/NAME/ for others "
+                        "than gpt")
+    parser.add_argument("--source", help="another folder that holds the files, for OpenAI's also a URL; None: the "
+                        "usual place")
     parser.add_argument("--verify", action="store_true", help="check the files that are there and fetch nothing")
     parser.add_argument("--retries", type=int, default=5,
                         help="times in a row that a transfer may break without progress")
     args = parser.parse_args(argv)
     utils.require_ranges(args, {"retries": (0, 100)})
-    is_t5 = args.model != "gpt"
-    if is_t5 and args.origin == "openai":
-        raise BadInput(f"--from openai: OpenAI's repository has no {args.model}; leave --from out")
-    if files is None:
-        files = wanted_files(args.model, "hub" if args.origin == "hub" else "openai")
-    folder = args.model_dir or (os.path.join("model", args.model) if is_t5 else "model")
-    if not args.verify:
-        try:
-            fetched = download(folder, files, args.source, args.retries)
-        except KeyboardInterrupt:
-            raise BadInput("stopped; run the same command again to go on where it was") from None
-        print(f"{folder}: {len(files)} files, {len(fetched)} of them fetched now, all as they should be")
+    model = args.model or "gpt"
+    if model != "gpt" and model not in T5_MODELS and "/" not in model:
+        raise BadInput(f"--model {model}: expected gpt, {', '.join(T5_MODELS)}, or OWNER/NAME of a repository")
+    if model != "gpt" and args.origin == "openai":
+        raise BadInput(f"--from openai: OpenAI's repository has no {model}; leave --from out")
+    folder = args.model_dir or (os.path.join("model", *model.split("/")) if model != "gpt" else "model")
+    from_hub = model != "gpt" or args.origin == "hub" or (
+        args.verify and args.origin == "auto" and os.path.isfile(os.path.join(folder, RECORD)))
+    if args.revision is not None and (not from_hub or args.verify or args.source):
+        raise BadInput("--revision chooses what is asked of the Hub; it does not go with --verify, --source or "
+                       "OpenAI's repository (--from hub)")
+    repository = GPT_REPOSITORY if model == "gpt" else T5_MODELS[model][0] if model in T5_MODELS else model
+    try:
+        validate_repo_id(repository)
+    except huggingface_hub.errors.HFValidationError as error:
+        raise hub.in_words(error, repository) from None
+    if args.verify:
+        _verify(folder, *(expected_of_hub_folder(folder, args.model, repository if args.model else None) if from_hub
+                          else (files or OPENAI_FILES, "by their git blob ids")))
         return
+    was_there = os.path.isdir(folder)
+    make_path(os.path.join(folder, RECORD))
+    try:
+        with locked(folder, "wait until it ends, or choose another --model_dir"):
+            if from_hub:
+                record, fetched = download_from_hub(folder, repository, args.revision, args.source, args.retries)
+                files = record.files
+            else:
+                files = files or OPENAI_FILES
+                fetched = download(folder, files, args.source, args.retries)
+    except KeyboardInterrupt:
+        raise BadInput("stopped; run the same command again to go on where it was") from None
+    finally:
+        if not was_there:  # nothing came: leave no empty folder
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+    print(f"{folder}: {len(files)} files, {len(set(fetched))} of them fetched now, all as they should be")
+
+
+def _verify(folder, files, words):
     problems = verify(folder, files)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
         raise BadInput(f"{folder}: {len(problems)} of {len(files)} files are not as they should be; run the "
                              "same command without --verify to bring them")
-    print(f"{folder}: {len(files)} files, all as they should be")
+    print(f"{folder}: {len(files)} files, all as they should be ({words})")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,17 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from formats.errors import BadInput
-from formats.gpt_files import layer_names, read_pretrained, released_shapes, write_released
+from formats.errors import BadInput, warn
+from formats.gpt_files import (
+    gpt_config,
+    layer_names,
+    read_pretrained,
+    released_shapes,
+    write_hub_model,
+    write_released,
+)
+from formats.hub import local_folder
+from formats.tensor_files import strip_wrappers
 
 
 def gelu(x):
@@ -167,7 +176,7 @@ class TransformerModel(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.02)
         self.embd_dropout = nn.Dropout(cfg.embd_pdrop)
         self.h = nn.ModuleList([Block(n_ctx, cfg, scale=True) for _ in range(cfg.n_layer)])
-        self.register_load_state_dict_pre_hook(_strip_data_parallel_prefix)
+        self.register_load_state_dict_pre_hook(strip_wrappers)
 
     def forward(self, x, keep=None):
         """Return the final hidden states.
@@ -208,16 +217,22 @@ class TransformerModel(nn.Module):
         """Refuse an x that is no tensor of (token id, position id).
 
         Raises:
-            BadInput: another shape or type, or position ids that are not among the last n_ctx rows of `we`.
+            BadInput: another shape or type, token ids that are no rows of `we`, or position ids that are not among
+                its last n_ctx rows.
         """
         first = self.n_vocab - self.n_ctx
         if x.dim() < 2 or x.size(-1) != 2 or x.dtype not in (torch.int32, torch.int64):
             raise BadInput(f"x is {str(x.dtype).removeprefix('torch.')} {list(x.shape)}, expected int "
                            f"[..., length, 2]: token ids and position ids, which start at {first} here")
-        if _is_true(((x[..., 1] < first) | (x[..., 1] >= self.n_vocab)).any()):
-            raise BadInput(f"x has position ids from {int(x[..., 1].min())} to {int(x[..., 1].max())}, expected int "
-                           f"[..., length, 2] with {first} to {self.n_vocab - 1} in x[..., 1]: the last {self.n_ctx} "
-                           f"of the {self.n_vocab} rows of we")
+        tokens, positions = x.unbind(-1)
+        if _is_true(((tokens < 0) | (positions < first) | (x >= self.n_vocab).any(-1)).any()):
+            if positions.min() < first or positions.max() >= self.n_vocab:
+                raise BadInput(f"x has position ids from {int(positions.min())} to {int(positions.max())}, expected "
+                               f"int [..., length, 2] with {first} to {self.n_vocab - 1} in x[..., 1]: the last "
+                               f"{self.n_ctx} of the {self.n_vocab} rows of we")
+            raise BadInput(f"x has token ids from {int(tokens.min())} to {int(tokens.max())}, expected 0 to "
+                           f"{self.n_vocab - 1} in x[..., 0]; a label of -100 is no token: the mask m says what is not "
+                           "learned from")
 
 
 def drops(dropout):
@@ -233,13 +248,6 @@ def _is_true(flag):
         return bool(flag)
     except (RuntimeError, NotImplementedError):
         return False
-
-
-def _strip_data_parallel_prefix(module, state_dict, prefix, *args):
-    """Accept a state dict saved from nn.DataParallel, as the 2018 port saved its own."""
-    if not prefix and state_dict and all(name.startswith("module.") for name in state_dict):
-        for name in list(state_dict):
-            state_dict[name[len("module."):]] = state_dict.pop(name)
 
 
 def _drop_2018_position_mask(module, state_dict, prefix, *args):
@@ -382,8 +390,29 @@ class LMModel(nn.Module):
         self.transformer = TransformerModel(cfg, vocab, n_ctx)
         self.lm_head = LMHead(self.transformer, cfg, trunc_and_reshape=False)
         self.return_probs = return_probs
-        self.register_load_state_dict_pre_hook(_strip_data_parallel_prefix)
+        self.register_load_state_dict_pre_hook(strip_wrappers)
         self.register_load_state_dict_pre_hook(_drop_2018_position_mask)
+
+    @classmethod
+    def from_pretrained(cls, name, revision=None, return_probs=False):
+        """Return a model with the weights and sizes of a folder or of a repository on the Hub, in evaluation mode.
+
+        Its encoder: text_utils.TextEncoder.from_folder. There are no special rows; the positions are all there.
+
+        Args:
+            name: a folder in OpenAI's format or the Hub's, or `owner/name` of a repository; see read_pretrained.
+            revision: branch, tag or commit of the repository.
+            return_probs: see above.
+        Raises:
+            MissingInput, BadInput: see read_pretrained; or the folder does not say how many heads there are.
+        """
+        path = local_folder(name, revision)
+        released, cfg = _released_and_settings(path)
+        model = cls(cfg, released.n_vocab + released.n_ctx, released.n_ctx, return_probs)
+        load_openai_pretrained_model(model, n_transfer=released.n_layer, n_embd=released.n_embd, path=path,
+                                     verbose=False)
+        _warn_of_left_out(path, released.left_out)
+        return model.eval()
 
     def forward(self, x):
         """x int [b, t, 2] -> logits or probabilities [b, t, v]."""
@@ -397,11 +426,13 @@ class LMModel(nn.Module):
     def loss(self, x):
         """The paper's L1 as a mean: cross entropy of positions 1 .. t-1 of x int [b, t, 2] without padding, in nats.
 
-        The softmax is over all rows of `we`, as in fine-tuning. fast.gpt.lm_loss gives the same number faster.
+        A text of one token predicts nothing: 0. The softmax is over all rows of `we`, as in fine-tuning.
+        fast.gpt.lm_loss gives the same number faster.
         """
         logits = self.lm_head(*hidden_states_and_keep(self.transformer, x))[:, :-1]         # [b, t - 1, v]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits.flatten(0, 1), x[:, 1:, 0].flatten().long())
+        total = F.cross_entropy(logits.flatten(0, 1), x[:, 1:, 0].flatten().long(), reduction="sum")
+        return total / max(x[:, 1:, 0].numel(), 1)
 
 
 class DoubleHeadModel(nn.Module):
@@ -422,12 +453,60 @@ class DoubleHeadModel(nn.Module):
         self.transformer = TransformerModel(cfg, vocab, n_ctx)
         self.lm_head = LMHead(self.transformer, cfg)
         self.task_head = make_task_head(task_head_type, clf_token, cfg)
-        self.register_load_state_dict_pre_hook(_strip_data_parallel_prefix)
+        self.register_load_state_dict_pre_hook(strip_wrappers)
+
+    @classmethod
+    def from_pretrained(cls, name, task_head_type="multiple_choice", clf_token=None, n_special=3, revision=None):
+        """Return a model with the weights and sizes of a folder or of a repository on the Hub, in evaluation mode.
+
+        A multiple-choice head that transformers saved (OpenAIGPTDoubleHeadsModel) is loaded into ours. Otherwise the
+        head is fresh, as in the original, which loads none.
+
+        Args:
+            name, revision: see LMModel.from_pretrained.
+            task_head_type: see make_task_head.
+            clf_token: id of `_classify_`; None: the last of the special tokens.
+            n_special: fresh rows for special tokens, right after the tokens; 0 where these hold the special ones.
+        Raises:
+            MissingInput, BadInput: see LMModel.from_pretrained; or there is no clf_token.
+        """
+        path = local_folder(name, revision)
+        released, cfg = _released_and_settings(path)
+        tokens = released.n_vocab + n_special
+        if clf_token is None and n_special < 1 or clf_token is not None and not 0 <= clf_token < tokens:
+            raise BadInput(f"clf_token is {clf_token}, expected an id from 0 to {tokens - 1} (with n_special "
+                           f"{n_special}, the tokens in {path} are {released.n_vocab})")
+        model = cls(cfg, tokens - 1 if clf_token is None else clf_token, task_head_type, tokens + released.n_ctx,
+                    released.n_ctx)
+        load_openai_pretrained_model(model, n_special=n_special, n_transfer=released.n_layer, n_embd=released.n_embd,
+                                     path=path, verbose=False)
+        left_out = released.left_out
+        if released.choice_head and isinstance(model.task_head, MultipleChoiceHead):
+            model.task_head.linear.load_state_dict(released.choice_head)
+            left_out = [name for name in left_out if not name.startswith("multiple_choice_head.")]
+        _warn_of_left_out(path, left_out)
+        return model.eval()
 
     def forward(self, x):
         """x int [b, c, t, 2] (or [b, t, 2]) -> lm_logits [b * c * (t - 1), v], task logits."""
         h, keep = hidden_states_and_keep(self.transformer, x)
         return self.lm_head(h, keep), self.task_head(h, x)
+
+
+def _released_and_settings(path):
+    """Return the Released model at a path, and a cfg for a model of its sizes."""
+    released = read_pretrained(path)
+    if released.n_head is None:
+        raise BadInput(f"{path}: has no config.json, and its weights do not tell the number of heads (n_head) and the "
+                       "activation (afn); write one, or make the model and call load_openai_pretrained_model")
+    sizes = {name: getattr(released, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
+    return released, dotdict(DEFAULT_CONFIG | sizes | released.dropouts)
+
+
+def _warn_of_left_out(path, names):
+    """Say which tensors of a file the model has no place for."""
+    if names:
+        warn(f"{path}: {', '.join(names)[:300]} left out, which this model does not have")
 
 
 def tf_name(name):
@@ -449,22 +528,29 @@ def load_openai_pretrained_model(model, n_ctx=-1, n_special=-1, n_transfer=12, n
         n_special: rows between tokens and positions; -1 for none.
         n_transfer: layers to load besides `we`; 0 loads `we` alone, -1 loads nothing.
         n_embd: the width expected.
-        path: a folder in the released format, or a folder or file with the Hub's model.safetensors.
+        path: a folder in the released format, or a folder or file with the Hub's model.safetensors or
+            pytorch_model.bin.
         path_names: ignored; the 2018 port kept a list of names there.
         verbose: print one line on what was loaded.
     Returns:
-        {'loaded': [TF names], 'fresh': [TF names]}, together every variable of the transformer.
+        {'loaded': [TF names], 'fresh': [TF names], 'left_out': [names in the file]}: the first two together are
+        every variable of the transformer; the last are the heads that a file of transformers' may have.
     Raises:
-        MissingInput, BadInput: see read_pretrained; or model and weights do not fit. The model is then unchanged.
+        MissingInput, BadInput: see read_pretrained; or model and weights do not fit, in the heads and the activation
+            that config.json gives too. The model is then unchanged.
     """
     model = getattr(model, "transformer", model)
     n_special = max(n_special, 0)
     if n_transfer < -1 or n_transfer > len(model.h):
         raise BadInput(f"n_transfer is {n_transfer}, allowed is -1 to {len(model.h)}, the model's n_layer")
     parameters = dict(model.named_parameters())
-    new = {}
+    new, left_out = {}, ()
     if n_transfer >= 0:
-        weights, positions, n_vocab, width, layers = read_pretrained(path)
+        released = read_pretrained(path)
+        weights, positions, n_vocab, width, layers = released[:5]
+        left_out = released.left_out
+        if n_transfer > 0:
+            _require_heads(model, released, path)
         n_ctx = positions if n_ctx < 0 else n_ctx
         if n_transfer > layers:
             raise BadInput(f"n_transfer is {n_transfer}, allowed is -1 to {layers}, the layers in {path}")
@@ -491,14 +577,41 @@ def load_openai_pretrained_model(model, n_ctx=-1, n_special=-1, n_transfer=12, n
         source = f"from {path}" if new else "(n_transfer -1)"
         print(f"loaded {len(new)} of {len(parameters)} variables {source}; "
               f"fresh: {n_special if new else 'all'} special rows"
-              + (f" and {len(fresh)} variables, {tf_name(fresh[0])} to {tf_name(fresh[-1])}" if fresh else ""))
-    return {"loaded": [tf_name(name) for name in new], "fresh": [tf_name(name) for name in fresh]}
+              + (f" and {len(fresh)} variables, {tf_name(fresh[0])} to {tf_name(fresh[-1])}" if fresh else "")
+              + (f"; left out: {', '.join(left_out)[:300]}" if left_out else ""))
+    return {"loaded": [tf_name(name) for name in new], "fresh": [tf_name(name) for name in fresh],
+            "left_out": list(left_out)}
+
+
+def _require_heads(model, released, path):
+    """Raise BadInput where the model's heads or activation are not those that the released model has."""
+    attn, mlp = model.h[0].attn, model.h[0].mlp
+    if released.n_head is not None and getattr(attn, "n_head", released.n_head) != released.n_head:
+        raise BadInput(f"n_head is {attn.n_head}, but the model in {path} has {released.n_head} heads; give n_head "
+                       f"{released.n_head}")
+    if released.afn is not None and getattr(mlp, "act", None) in ACT_FNS.values() \
+            and mlp.act is not ACT_FNS[released.afn]:
+        found = next(name for name, function in ACT_FNS.items() if function is mlp.act)
+        raise BadInput(f"afn is {found}, but the model in {path} has {released.afn}; give afn {released.afn}")
+
+
+def _config_of(model, n_vocab, **others):
+    """Return what config.json says of a TransformerModel whose first n_vocab rows of `we` are tokens."""
+    attn, mlp = model.h[0].attn, model.h[0].mlp
+    afn = next((name for name, function in ACT_FNS.items() if function is mlp.act), None)
+    if afn is None:
+        raise BadInput(f"the model has an activation of its own; the format knows {', '.join(ACT_FNS)}")
+    dropouts = {"embd_pdrop": model.embd_dropout.p, "attn_pdrop": attn.attn_dropout.p,
+                "resid_pdrop": attn.resid_dropout.p}
+    return gpt_config(model.n_ctx, n_vocab, model.embed.weight.size(1), len(model.h), attn.n_head, afn,
+                      **dropouts, **others)
 
 
 def export_openai_model(model, path, n_special=0):
-    """Write a model in the released format: params_0.npy .. params_9.npy and params_shapes.json.
+    """Write a model in the released format: params_0.npy .. params_9.npy and params_shapes.json, and config.json.
 
-    Special rows and heads have no place in the format and are left out.
+    Special rows and heads have no place in the format and are left out. config.json says what it does not say: the
+    number of attention heads and the activation.
 
     Args:
         model: a TransformerModel, LMModel or DoubleHeadModel.
@@ -514,4 +627,31 @@ def export_openai_model(model, path, n_special=0):
     values = [we[-model.n_ctx:], we[:n_vocab]]
     values += [parameters[name] for name in layer_names(len(model.h))]
     flat = torch.cat([v.detach().float().cpu().flatten() for v in values]).numpy()
-    write_released(path, flat, released_shapes(model.n_ctx, n_vocab, we.size(1), len(model.h)))
+    write_released(path, flat, released_shapes(model.n_ctx, n_vocab, we.size(1), len(model.h)),
+                   _config_of(model, n_vocab))
+
+
+def export_hub_model(model, path, encoder):
+    """Write a model as the Hub keeps it: config.json, model.safetensors, vocab.json, merges.txt, tokenizer.json.
+
+    OpenAIGPTModel, OpenAIGPTLMHeadModel and, with a multiple-choice head, OpenAIGPTDoubleHeadsModel of transformers 4
+    and 5 read it, and so does from_pretrained. Special tokens of the encoder become tokens like the others.
+
+    Args:
+        model: an LMModel, TransformerModel or DoubleHeadModel. Heads other than multiple choice are left out.
+        path: the folder, made if missing.
+        encoder: its TextEncoder, with as many pieces as the model has rows before the positions.
+    Raises:
+        BadInput: encoder and model do not belong together, or the folder cannot be written.
+    """
+    transformer, task_head = getattr(model, "transformer", model), getattr(model, "task_head", None)
+    we, parameters = transformer.embed.weight, dict(transformer.named_parameters())
+    n_vocab = len(we) - transformer.n_ctx
+    if sorted(encoder.encoder.values()) != list(range(n_vocab)):
+        raise BadInput(f"the encoder has {len(encoder.encoder)} pieces, but the model has {n_vocab} rows before the "
+                       "positions; the two do not belong together")
+    head = dict(task_head.linear.named_parameters()) if isinstance(task_head, MultipleChoiceHead) else None
+    architecture = "OpenAIGPTDoubleHeadsModel" if head else "OpenAIGPTLMHeadModel"
+    arrays = {"positions": we[n_vocab:], "tokens": we[:n_vocab],
+              **{name: parameters[name] for name in layer_names(len(transformer.h))}}
+    write_hub_model(path, arrays, _config_of(transformer, n_vocab, architectures=[architecture]), encoder, head)

@@ -8,10 +8,13 @@ torch.optim.Adafactor factors the second moment of every matrix, however small.
 
 import math
 from inspect import unwrap
+from itertools import chain
 
 import torch
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+
+from formats.errors import BadInput, warn
 
 
 def warmup_linear(x, warmup=0.002):
@@ -57,12 +60,69 @@ def _fused_adamw_takes(*tensors):
     return all(t.device.type in ("cpu", "cuda") and t.is_contiguous() and t.dtype == torch.float32 for t in tensors)
 
 
-class _PlainOptimizer(Optimizer):
-    """torch's Optimizer without the decorator that keeps torch's compiler out of these methods: at the first call it
-    imports the compiler, which takes 76 MB and 0.8 s."""
+def _require(name, value, low, high, open_at=()):
+    """Raise BadInput unless value is a number from low to high, and none of those in open_at."""
+    try:
+        fits = low <= value <= high and value not in open_at
+    except TypeError:
+        fits = False
+    if not fits:
+        left_out = "".join(f", not {x}" for x in open_at)
+        raise BadInput(f"{name} is {value!r}, allowed is a number from {low} to {high}{left_out}")
 
-    add_param_group, load_state_dict, state_dict, zero_grad = map(unwrap, (
-        Optimizer.add_param_group, Optimizer.load_state_dict, Optimizer.state_dict, Optimizer.zero_grad))
+
+def _wide(dtype):
+    """The type to compute in: float32 for half-precision parameters, otherwise their own."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class _PlainOptimizer(Optimizer):
+    """What the two optimizers share.
+
+    It is torch's Optimizer without the decorator that keeps torch's compiler out of these methods: at the first call
+    it imports the compiler, which takes 76 MB and 0.8 s. State is float32 for half-precision parameters, and stays so
+    when it is loaded, where torch casts it to the parameter's type.
+    """
+
+    state_dict, zero_grad = map(unwrap, (Optimizer.state_dict, Optimizer.zero_grad))
+
+    def add_param_group(self, param_group):
+        """As torch's. What the group sets for itself is checked as the arguments are.
+
+        Raises:
+            BadInput: a value out of range, or a complex parameter.
+        """
+        unwrap(Optimizer.add_param_group)(self, param_group)
+        try:
+            self._check_group(self.param_groups[-1])
+            if any(p.is_complex() for p in self.param_groups[-1]["params"]):
+                raise BadInput(f"{type(self).__name__}: a parameter is complex, expected real ones")
+        except BadInput:
+            self.param_groups.pop()
+            raise
+
+    def load_state_dict(self, state_dict):
+        """As torch's, but the state of half-precision parameters is float32, as it was saved."""
+        unwrap(Optimizer.load_state_dict)(self, state_dict)
+        saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
+        for number, p in zip(saved_ids, parameters, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if torch.is_tensor(value) and value.is_floating_point() and _wide(p.dtype) != p.dtype:
+                    self.state[p][name] = value.to(p.device, _wide(p.dtype))
+
+    def _gradients(self):
+        """Return the gradients of all groups.
+
+        Raises:
+            BadInput: one is sparse.
+        """
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for g in gradients:
+            if g.layout != torch.strided:
+                raise BadInput(f"{type(self).__name__}: a gradient of shape {list(g.shape)} is sparse, expected dense "
+                               "ones; make the embedding with sparse=False")
+        return gradients
 
 
 class OpenAIAdam(_PlainOptimizer):
@@ -74,10 +134,11 @@ class OpenAIAdam(_PlainOptimizer):
         m, v = running means of g and g^2
         p   -= rate * (m / (sqrt(v) + e) + l2 * p)
     The l2 term uses p from before the update, and only for parameters of more than one dimension
-    unless vector_l2.
+    unless vector_l2. For half-precision parameters m, v and the update are float32. Where the square of a gradient
+    overflows, as that of 1e30 does, the step is 0: of the parameter, or with clipping of all.
 
     Args:
-        params: parameters, or parameter groups.
+        params: parameters, or parameter groups; a group may set any of the other arguments for itself.
         lr: the peak rate.
         schedule: a name in SCHEDULES.
         warmup: share of t_total spent warming up, 0 to 1.
@@ -87,24 +148,50 @@ class OpenAIAdam(_PlainOptimizer):
         vector_l2: decay vectors (biases, gains) too.
         max_grad_norm: limit of the global gradient norm; no clipping where it is not above 0.
     Raises:
-        ValueError: an argument out of range.
+        BadInput: an argument out of range.
     """
+
+    _said_the_end = False
 
     def __init__(self, params, lr, schedule, warmup, t_total, b1=0.9, b2=0.999, e=1e-8, l2=0,
                  vector_l2=False, max_grad_norm=-1, **kwargs):
         if kwargs:
-            raise ValueError(f"OpenAIAdam: unknown arguments {sorted(kwargs)}")
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {schedule!r}, allowed are {', '.join(SCHEDULES)}")
-        for name, value, low, high in (("lr", lr, 0, math.inf), ("warmup", warmup, 0, 1), ("b1", b1, 0, 1),
-                                       ("b2", b2, 0, 1), ("e", e, 0, math.inf), ("l2", l2, 0, math.inf)):
-            if not low <= value <= high or (name in ("b1", "b2") and value == 1):
-                raise ValueError(f"{name} is {value}, allowed is {low} to {high}")
-        if t_total < 1:
-            raise ValueError(f"t_total is {t_total}, allowed is 1 or more updates")
+            raise BadInput(f"OpenAIAdam: unknown arguments {sorted(kwargs)}")
         super().__init__(params, dict(
             lr=lr, schedule=schedule, warmup=warmup, t_total=t_total, b1=b1, b2=b2, e=e, l2=l2,
             vector_l2=vector_l2, max_grad_norm=max_grad_norm, t=0))
+
+    @staticmethod
+    def _check_group(group):
+        if group["schedule"] not in SCHEDULES:
+            raise BadInput(f"schedule is {group['schedule']!r}, allowed are {', '.join(SCHEDULES)}")
+        for name in ("lr", "e", "l2"):
+            _require(name, group[name], 0, math.inf, open_at=(math.inf,))
+        for name in ("b1", "b2"):
+            _require(name, group[name], 0, 1, open_at=(1,))
+        _require("warmup", group["warmup"], 0, 1)
+        _require("t_total", group["t_total"], 1, math.inf)
+        _require("max_grad_norm", group["max_grad_norm"], -math.inf, math.inf)
+
+    def rates(self):
+        """Return the rate of the last update, of the first one before it: a list, one number for each group.
+
+        That is lr * schedule(t / t_total), without Adam's bias correction.
+        """
+        return [self._rate(group) for group in self.param_groups]
+
+    @staticmethod
+    def _rate(group):
+        schedule = SCHEDULES[group["schedule"]]
+        return group["lr"] * schedule(max(group["t"], 1) / group["t_total"], group["warmup"])
+
+    def _say_the_end(self):
+        """Warn at the first step past the planned ones."""
+        late = next((group for group in self.param_groups if group["t"] > group["t_total"]), None)
+        if late is not None and not self._said_the_end:
+            self._said_the_end = True
+            warn(f"OpenAIAdam: update {late['t']} of the {late['t_total']} that t_total plans; by {late['schedule']} "
+                 f"the rate is {self._rate(late):g} from here on")
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -117,14 +204,11 @@ class OpenAIAdam(_PlainOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = None
+        grads, norm = self._gradients(), None
         for group in self.param_groups:
             group["t"] += 1
             t, b1, b2, limit = group["t"], group["b1"], group["b2"], group["max_grad_norm"]
-            schedule = SCHEDULES[group["schedule"]]
-            rate = group["lr"] * math.sqrt(1 - b2 ** t) / (1 - b1 ** t) \
-                * schedule(t / group["t_total"], group["warmup"])
+            rate = self._rate(group) * math.sqrt(1 - b2 ** t) / (1 - b1 ** t)
             excess = 1.0
             if limit > 0 and grads:
                 if norm is None:
@@ -135,7 +219,7 @@ class OpenAIAdam(_PlainOptimizer):
                     continue
                 state = self.state[p]
                 if not state:
-                    state["m"], state["v"] = torch.zeros_like(p), torch.zeros_like(p)
+                    state["m"], state["v"] = (torch.zeros_like(p, dtype=_wide(p.dtype)) for _ in range(2))
                 decay = group["l2"] if p.ndim > 1 or group["vector_l2"] else 0.0
                 g, m, v = p.grad, state["m"], state["v"]
                 if _fused_adamw_takes(p, g, m, v):
@@ -146,9 +230,13 @@ class OpenAIAdam(_PlainOptimizer):
                     continue
                 if excess != 1:
                     g.div_(excess)
+                g = g.to(m.dtype)
                 m.mul_(b1).add_(g, alpha=1 - b1)
                 v.mul_(b2).addcmul_(g, g, value=1 - b2)
-                p.mul_(1 - rate * decay).addcdiv_(m, v.sqrt().add_(group["e"]), value=-rate)
+                new = p.to(m.dtype).mul_(1 - rate * decay).addcdiv_(m, v.sqrt().add_(group["e"]), value=-rate)
+                if new is not p:
+                    p.copy_(new)
+        self._say_the_end()
         return loss
 
 
@@ -164,12 +252,18 @@ class Adafactor(_PlainOptimizer):
         p -= rate * max(rms(p), epsilon2) * x      (rms(p) from before the update)
     torch.optim.Adafactor factors every matrix whatever its size, which on small matrices moves the
     parameters by as much as the update itself; hence this one. (Shazeer and Stern 2018; T5 paper 3.1.2.)
+    For half-precision parameters state and arithmetic are float32. Where the square of a gradient overflows, as that
+    of 1e30 does, the means are infinite from then on and x is 0: by the formula, and for a factored parameter too,
+    where the original gets inf / inf.
 
     Args:
-        params: parameters, or parameter groups.
-        lr: the rate, or a function from the step (0 for the first update) to the rate.
+        params: parameters, or parameter groups; a group may set any of the other arguments for itself.
+        lr: the rate, or a function from the step (0 for the first update) to the rate. A group with an lr of its own,
+            a number, keeps it.
         multiply_by_parameter_scale: multiply the update by max(rms(p), epsilon2).
         min_dim_size_to_factor, clipping_threshold, epsilon1, epsilon2: see above.
+    Raises:
+        BadInput: an argument out of range.
     """
 
     def __init__(self, params, lr=1e-3, multiply_by_parameter_scale=True, min_dim_size_to_factor=128,
@@ -181,6 +275,27 @@ class Adafactor(_PlainOptimizer):
             min_dim_size_to_factor=min_dim_size_to_factor, clipping_threshold=clipping_threshold,
             epsilon1=epsilon1, epsilon2=epsilon2, step=0))
 
+    def add_param_group(self, param_group):
+        """As torch's; see the class for a group's own lr."""
+        super().add_param_group({"own_lr": "lr" in param_group, **param_group})
+
+    @staticmethod
+    def _check_group(group):
+        for name in ("lr", "epsilon1", "epsilon2"):
+            _require(name, group[name], 0, math.inf, open_at=(math.inf,))
+        _require("clipping_threshold", group["clipping_threshold"], 0, math.inf, open_at=(0,))
+        _require("min_dim_size_to_factor", group["min_dim_size_to_factor"], 1, math.inf)
+
+    def __getstate__(self):
+        return super().__getstate__() | {"rate_at": self.rate_at}  # a deep copy keeps its schedule
+
+    def rates(self):
+        """Return the rate of the last update, of the first one before it: a list, one number for each group.
+
+        That is `lr`, not yet multiplied by the parameter's scale.
+        """
+        return [group["lr"] for group in self.param_groups]
+
     @torch.no_grad()
     def step(self, closure=None):
         """Update every parameter that has a gradient. Gradients are read, never changed."""
@@ -188,9 +303,12 @@ class Adafactor(_PlainOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._gradients()  # a sparse one is refused before anything changes
         for group in self.param_groups:
-            if self.rate_at is not None:
-                group["lr"] = self.rate_at(group["step"])
+            if self.rate_at is not None and not group.get("own_lr"):  # which older checkpoints do not have
+                rate = self.rate_at(group["step"])
+                _require(f"lr at step {group['step']}", rate, 0, math.inf, open_at=(math.inf,))
+                group["lr"] = rate
             decay = 1 - (group["step"] + 1) ** -0.8
             group["step"] += 1
             for p in group["params"]:
@@ -200,7 +318,7 @@ class Adafactor(_PlainOptimizer):
 
     @staticmethod
     def _update(p, state, group, decay):
-        g = p.grad.float()
+        g = p.grad.to(_wide(p.dtype))
         g2 = g.square().add_(group["epsilon1"])
         by_size = sorted(range(p.ndim), key=lambda dim: -p.shape[dim])  # stable: ties keep their order
         if p.ndim >= 2 and p.shape[by_size[1]] >= group["min_dim_size_to_factor"]:
@@ -208,15 +326,16 @@ class Adafactor(_PlainOptimizer):
             if not state:
                 state["vr"] = torch.zeros_like(g2.mean(d0, keepdim=True))
                 state["vc"] = torch.zeros_like(g2.mean(d1, keepdim=True))
-            vr = state["vr"].lerp_(g2.mean(d0, keepdim=True), 1 - decay)
-            vc = state["vc"].lerp_(g2.mean(d1, keepdim=True), 1 - decay)
-            x = g * (vr / vr.mean(d1, keepdim=True)).rsqrt() * vc.rsqrt()
+            vr = state["vr"].mul_(decay).add_(g2.mean(d0, keepdim=True), alpha=1 - decay)
+            vc = state["vc"].mul_(decay).add_(g2.mean(d1, keepdim=True), alpha=1 - decay)
+            mean = vr.mean(d1, keepdim=True)
+            x = g * (vr / mean).rsqrt().masked_fill(mean == math.inf, 0) * vc.rsqrt()
         else:
             if not state:
                 state["v"] = torch.zeros_like(g2)
-            x = g * state["v"].lerp_(g2, 1 - decay).rsqrt()
+            x = g * state["v"].mul_(decay).add_(g2, alpha=1 - decay).rsqrt()  # lerp_ would make infinity NaN
         rate = group["lr"]
         if group["multiply_by_parameter_scale"]:
-            rate = rate * p.float().square().mean().sqrt().clamp(min=group["epsilon2"])
+            rate = rate * p.to(g.dtype).square().mean().sqrt().clamp(min=group["epsilon2"])
         rms = x.square().mean().sqrt()
         p.sub_((x * (rate / (rms / group["clipping_threshold"]).clamp(min=1.0))).to(p.dtype))

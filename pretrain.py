@@ -4,7 +4,8 @@
 
 learns a vocabulary from the text files, trains on sequences of n_ctx tokens that lie one after another in the text,
 and writes the parameters that do best on the held-out part, with the vocabulary, in OpenAI's released format:
-    my_model/           encoder_bpe_40000.json, vocab_40000.bpe, params_0.npy to params_9.npy, params_shapes.json
+    my_model/           encoder_bpe_40000.json, vocab_40000.bpe, params_0.npy to params_9.npy, params_shapes.json,
+                        config.json
     log/<desc>.jsonl    the arguments, then one line per evaluation: mean cost in nats per token and perplexity
                         (tr_: the first sequences of the training part, as many as are held out; va_: held out)
     save/<desc>/        the vocabulary, best_params, and what --resume continues from
@@ -24,17 +25,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import fast.gpt
 import opt
+from formats import gpt_vocabulary
 from formats.errors import BadInput, warn
 from formats.files import write_atomically, write_bytes
 from formats.gpt_files import read_pretrained
+from formats.hub import local_folder
+from formats.words import english_tokenizer
 from loss import word_loss
 from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
-from text_utils import TextEncoder, english_tokenizer, read_encoder, split_words
+from text_utils import TextEncoder
 from training import corpus, distributed, loop, options, pretraining, runs
 from utils import OneLineParser, require_ranges, run_script
 
-VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")  # OpenAI's names, whatever the number of merges
-UNKNOWN, NEWLINE = "<unk>", "\n</w>"
+VOCABULARY = gpt_vocabulary.OPENAI_FILES
+UNKNOWN, NEWLINE = gpt_vocabulary.UNKNOWN, "\n</w>"
 
 
 def parse_args(argv):
@@ -70,13 +74,15 @@ def check_args(args, world):
     pretraining.source_folder(args, VOCABULARY)
     if args.init_dir is None:
         return args.n_ctx
+    args.init_dir = local_folder(args.init_dir)
     released = read_pretrained(args.init_dir)
+    options.settle_heads(args.n_head, args.afn, released, args.init_dir)
     if (args.n_embd, args.n_layer) != (released.n_embd, released.n_layer):
         raise BadInput(f"--n_embd {args.n_embd} --n_layer {args.n_layer} do not fit the model in {args.init_dir}: "
                        f"give --n_embd {released.n_embd} --n_layer {released.n_layer}")
     if args.n_ctx > released.n_ctx:
         raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {released.n_ctx}, the positions in {args.init_dir}")
-    n_pieces = len(read_encoder(os.path.join(args.init_dir, VOCABULARY[0])))
+    n_pieces = len(gpt_vocabulary.read_folder(args.init_dir)[0])
     if n_pieces != released.n_vocab:
         raise BadInput(f"{args.init_dir}: the vocabulary has {n_pieces} pieces, but the weights have "
                        f"{released.n_vocab} tokens; the two do not belong together")
@@ -90,12 +96,11 @@ def read_words(paths, verbose=True):
         words: the distinct words, in the order in which they first occur.
         numbers: int32 [number of words in the text], indices into `words`.
     Raises:
-        BadInput: there is no text; see also corpus.read_lines.
+        BadInput: there is no text; see also corpus.read_parts.
     """
-    tokenizer, index, numbers = english_tokenizer(), {}, []
-    for line in corpus.read_lines(paths, verbose):
-        of_line = [index.setdefault(word, len(index)) for word in (*split_words(tokenizer, line), "\n ")]
-        numbers.append(np.array(of_line, dtype=np.int32))
+    index, numbers = {}, []
+    for of_part in corpus.read_words(english_tokenizer(), paths, verbose):
+        numbers.append(np.array([index.setdefault(word, len(index)) for word in of_part], dtype=np.int32))
     if not numbers:
         raise BadInput(f"{', '.join(map(str, paths))}: nothing but blank lines; give some text")
     return list(index), np.concatenate(numbers)
@@ -145,6 +150,23 @@ def write_vocabulary(folder, encoder, merges):
         f.writelines(f"{left} {right}\n" for left, right in merges)
 
 
+def copy_vocabulary(source, folder):
+    """Copy the vocabulary of one folder to another, there in OpenAI's two files.
+
+    Raises:
+        MissingInput, BadInput: see formats.gpt_vocabulary.read_folder; nothing is copied then.
+    """
+    encoder, merges = gpt_vocabulary.read_folder(source)
+    paths = gpt_vocabulary.find_files(source)
+    if tuple(map(os.path.basename, paths)) != VOCABULARY:
+        write_vocabulary(folder, encoder, merges)
+        return
+    for path in paths:
+        with open(path, "rb") as f, write_atomically(os.path.join(folder, os.path.basename(path))) as temporary, \
+                open(temporary, "wb") as copy:
+            copy.write(f.read())
+
+
 def encode_words(encoder, words, numbers):
     """Return int32 [tokens], the ids of a text that read_words has split; each distinct word is encoded once."""
     ids = [encoder.word_ids(word) for word in words]
@@ -170,9 +192,8 @@ def load_data(args, folder):
     if source is None:
         write_vocabulary(folder, *learn_vocabulary(words, np.bincount(numbers), args.n_merges, args.n_chars))
     else:
-        for name, data in pretraining.read_files(source, VOCABULARY).items():
-            write_bytes(os.path.join(folder, name), data)
-    encoder = TextEncoder(*(os.path.join(folder, name) for name in VOCABULARY))
+        copy_vocabulary(source, folder)
+    encoder = TextEncoder.from_folder(folder)
     ids = encode_words(encoder, words, numbers)
     unknown = np.count_nonzero(ids == encoder.encoder.get(UNKNOWN, 0))
     if unknown > 0.001 * len(ids):

@@ -28,7 +28,17 @@ import opt
 from formats import progress
 from formats.errors import BadInput, is_first_process
 from formats.files import write_bytes
-from t5_pytorch import EOS, T5, T5_CONFIGS, export_t5_model, load_t5_pretrained_model, read_t5_config, shift_right
+from formats.hub import local_folder
+from t5_pytorch import (
+    EOS,
+    T5,
+    T5_CONFIGS,
+    copy_t5_vocabulary,
+    export_t5_model,
+    load_t5_pretrained_model,
+    read_t5_config,
+    shift_right,
+)
 from text_utils import N_SENTINELS, SentencePieceEncoder
 from training import corpus, distributed, loop, options, pretraining, runs
 from training.span_corruption import corrupt, random_spans_helper
@@ -69,6 +79,8 @@ def check_args(args, world):
                    | {"n_pieces": (4, None), "n_ctx": (4, None), "noise_density": (1e-9, 0.5),
                       "mean_noise_span_length": (1, None), "n_warmup": (1, None)})
     options.check_run_options(args, world)
+    if args.init_dir is not None:
+        args.init_dir = local_folder(args.init_dir)
     if args.init_dir is not None and sizes:
         raise BadInput(f"--{sizes[0]} has no effect with --init_dir, whose config.json gives the sizes: leave it out")
     pretraining.check_corpus_options(args, ("spiece.model", "model.safetensors"))
@@ -126,22 +138,20 @@ def load_data(args, folder, tokens_length):
     """Read the text, learn the vocabulary or copy it from --init_dir or --init_from, and encode the text.
 
     Args:
-        folder: where spiece.model is written to.
+        folder: where the vocabulary is written to.
     Returns:
         encoder: a SentencePieceEncoder. train, held_out: int32 [n, tokens_length], raw token ids.
     """
-    path = os.path.join(folder, "spiece.model")
     lines = list(corpus.read_lines(args.text))
     if not lines:
         raise BadInput(f"{', '.join(args.text)}: nothing but blank lines; give some text")
-    source = pretraining.source_folder(args, ["spiece.model"])
+    source = pretraining.source_folder(args, [])
     if source is None:
-        data = learn_vocabulary(lines, args.n_pieces)
+        write_bytes(os.path.join(folder, "spiece.model"), learn_vocabulary(lines, args.n_pieces))
     else:
         SentencePieceEncoder.from_folder(source)  # answers a bad file before it is copied
-        data = pretraining.read_files(source, ["spiece.model"])["spiece.model"]
-    write_bytes(path, data)
-    encoder = SentencePieceEncoder(path)
+        copy_t5_vocabulary(source, folder)
+    encoder = SentencePieceEncoder.from_folder(folder)
     ids = [np.array(encoder.encode([line], verbose=False)[0], dtype=np.int32)
            for line in progress.bar(lines, desc="encode", unit="line", show=is_first_process())]
     return encoder, *corpus.hold_out(corpus.cut_sequences(np.concatenate(ids), tokens_length), args.held_out)
@@ -174,7 +184,7 @@ def run(args, world, tokens_length):
     torch.manual_seed(args.seed)
     with tempfile.TemporaryDirectory() as folder:  # the run's own keeps its vocabulary until all is checked
         encoder, train, held_out = load_data(args, folder, tokens_length)
-        vocabulary = pretraining.read_files(folder, ["spiece.model"])
+        vocabulary = pretraining.read_files(folder, sorted(os.listdir(folder)))
     n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
 
     def corrupted(rows, rng):
@@ -218,7 +228,8 @@ def run(args, world, tokens_length):
     pretraining.train(args, model, optimizer, train, held_out, tower_loss, pretraining.make_evaluation(cost, unigram),
                       world, vocabulary)
     if world.is_first:
-        write_bytes(os.path.join(args.model_dir, "spiece.model"), vocabulary["spiece.model"])
+        for name, data in vocabulary.items():
+            write_bytes(os.path.join(args.model_dir, name), data)
         export_t5_model(model, args.model_dir)
         pretraining.print_ending(args, "train_t5.py")
 

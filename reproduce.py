@@ -31,10 +31,10 @@ import analysis
 import datasets
 import download_model
 import train
+from formats import checks
 from formats.errors import BadInput, MissingInput, warn
 from formats.files import load_tensors, write_atomically
 from model_pytorch import DoubleHeadModel
-from text_utils import TextEncoder
 from training import distributed, finetuning, loop
 from utils import OneLineParser, Stopped, reached_epoch, read_log, require_ranges, run_script
 
@@ -120,7 +120,7 @@ def check_data(run):
         if abs(second - 0.5) > 2 / n ** 0.5:  # four standard deviations of a fair coin
             departures.append(f"{name} has its right endings in the second place in {100 * second:.1f}%, "
                               "expected about half")
-        blobs[name] = download_model.git_blob_id(path)
+        blobs[name] = checks.git_blob_id(path)
     splits = finetuning.read_splits(run)
     lines.append("split: " + ", ".join(f"{len(split[0])} {name}" for name, split in
                                        zip(("train", "valid", "test"), splits, strict=True)))
@@ -141,8 +141,7 @@ def check_weights(run, n_vocab, unverified):
     if n_vocab is None:
         line = "weights: none, trained from scratch"
     else:
-        origin = "openai" if os.path.isfile(os.path.join(run.model_dir, "params_shapes.json")) else "hub"
-        wanted = download_model.wanted_files("gpt", origin)
+        wanted, verified = download_model.wanted_files(run.model_dir, not os.path.isfile(run.encoder_path))
         paths = {name: os.path.join(run.model_dir, name) for name in wanted} | paths
         if os.path.isfile(run.model_dir):
             paths["model.safetensors"] = run.model_dir
@@ -150,20 +149,18 @@ def check_weights(run, n_vocab, unverified):
             line = f"weights: not OpenAI's, {n_vocab} tokens and n_embd {run.n_embd}"
         else:
             problems = [f"{paths[name]}: {problem}" for name in wanted
-                        if (problem := download_model.problem_of(paths[name], wanted[name]))]
+                        if (problem := checks.problem_of(paths[name], wanted[name]))]
             if problems and not unverified:
                 raise BadInput(f"{problems[0]}{f' (and {len(problems) - 1} more)' if problems[1:] else ''}; bring "
                                "OpenAI's files with download_model.py, or give --unverified to use these")
             line = f"weights: of the released size, but {len(problems)} files are NOT those that were published"
             if not problems:
-                line = {"openai": "weights: OpenAI's, every file verified by its git blob id",
-                        "hub": "weights: the Hub's model.safetensors, its number of values checked"}[origin]
-                return Inputs([line], [], _blobs(paths))
+                return Inputs([f"weights: {verified}"], [], _blobs(paths))
     return Inputs([line], [line], _blobs(paths))
 
 
 def _blobs(paths):
-    return {name: download_model.git_blob_id(path) for name, path in paths.items() if os.path.isfile(path)}
+    return {name: checks.git_blob_id(path) for name, path in paths.items() if os.path.isfile(path)}
 
 
 def changed_options(run):
@@ -192,7 +189,7 @@ def machine(device):
 def run_files(args, run):
     """Return the paths of a seed: 'log', 'best', 'checkpoint', 'submission', and 'record', which is ours."""
     return loop.paths(run) | {"record": os.path.join(args.out, "runs", f"{run.desc}.json"),
-                                  "submission": os.path.join(run.submission_dir, finetuning.DATASETS[run.dataset][2])}
+                                  "submission": os.path.join(run.submission_dir, finetuning.DATASETS[run.dataset][1])}
 
 
 def read_record(path):
@@ -242,7 +239,7 @@ def seconds_per_seed(run, n_updates=3):
         (seconds per seed, seconds per update).
     """
     device = distributed.join(run.device).device
-    encoder = TextEncoder(run.encoder_path, run.bpe_path)
+    encoder = train.load_encoder(run)
     n_vocab = len(encoder.encoder)
     splits, n_ctx = train.load_data(run, encoder)
     n_train, n_valid, n_test = (len(split[0]) for split in splits)
@@ -325,7 +322,7 @@ def measured(args, run):
     """Return {'seed', 'valid', 'test', 'best_epoch', 'seconds', 'resumed'} of a finished seed, from its files."""
     files, record = run_files(args, run), read_record(run_files(args, run)["record"])
     with contextlib.redirect_stdout(io.StringIO()):  # it prints too, which after every seed would be too much
-        valid, test = finetuning.DATASETS[run.dataset][1](args.data_dir, files["submission"], files["log"])
+        valid, test = analysis.REPORTS[run.dataset](args.data_dir, files["submission"], files["log"])
     best = next(line for line in analysis.evaluations(files["log"]) if line["va_acc"] == valid)
     return {"seed": run.seed, "valid": valid, "test": test, "best_epoch": best["n_epochs"],
             "seconds": record["seconds"], "resumed": record["resumed"]}

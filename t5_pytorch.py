@@ -7,8 +7,7 @@ embedding; version 1.1 has a gated GELU and its own logits. Top to bottom: primi
 feed-forward, layers, block, stack, model, the released sizes. loss.py has the losses, t5_decoding.py
 generates, formats/t5_files.py reads and writes checkpoints; fast/t5.py runs these very modules faster.
 
-    model = T5(**T5_CONFIGS["small"])
-    load_t5_pretrained_model(model, "t5-small/")
+    model = T5.from_pretrained("google-t5/t5-small")
     logits = model(src, shift_right(targets), mask=src != PAD)
 
 Letters in the shape comments:
@@ -23,18 +22,23 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from formats.errors import BadInput
+from formats.hub import local_folder
 from formats.t5_files import (  # noqa: F401 (offered from here too)
     EOS,
+    EPSILON,
     FEED_FORWARD_KINDS,
+    IGNORED,
     MAX_DISTANCE,
     NUM_BUCKETS,
     PAD,
     START,
     checkpoint_names,
+    copy_t5_vocabulary,
     export_t5_model,
     load_t5_pretrained_model,
     read_t5_config,
 )
+from formats.tensor_files import strip_wrappers
 
 
 class Dense(nn.Module):
@@ -59,15 +63,16 @@ class Dense(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x * rsqrt(mean(x^2) + 1e-6) * scale: no mean subtracted, no bias (TF function `rms_norm`)."""
+    """x * rsqrt(mean(x^2) + epsilon) * scale: no mean subtracted, no bias (TF function `rms_norm`)."""
 
-    def __init__(self, dim):
+    def __init__(self, dim, epsilon=EPSILON):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(dim))
+        self.epsilon = epsilon
 
     def forward(self, x):
         """[..., d] -> [..., d]."""
-        return F.rms_norm(x, self.scale.shape, self.scale, 1e-6)
+        return F.rms_norm(x, self.scale.shape, self.scale, self.epsilon)
 
 
 class SequenceDropout(nn.Dropout):
@@ -83,8 +88,8 @@ class SequenceDropout(nn.Dropout):
         return x * F.dropout(x.new_ones(*x.shape[:-2], 1, x.shape[-1]), self.p)
 
 
-def relative_position_bucket(relative_position, bidirectional):
-    """Map distances to buckets: one each for near ones, then logarithmic up to 128 and beyond.
+def relative_position_bucket(relative_position, bidirectional, n_buckets=NUM_BUCKETS, max_distance=MAX_DISTANCE):
+    """Map distances to buckets: one each for near ones, then logarithmic up to max_distance (128) and beyond.
 
     TF function `_relative_position_bucket`.
 
@@ -93,9 +98,9 @@ def relative_position_bucket(relative_position, bidirectional):
         bidirectional: half of the buckets is for positions after the query (the encoder); otherwise
             these all fall into bucket 0 (the decoder, which cannot see them).
     Returns:
-        int64 tensor of the same shape, 0 to 31.
+        int64 tensor of the same shape, 0 to n_buckets - 1.
     """
-    n_buckets, offset = NUM_BUCKETS, 0
+    offset = 0
     distance = -relative_position
     if bidirectional:
         n_buckets //= 2
@@ -104,7 +109,7 @@ def relative_position_bucket(relative_position, bidirectional):
     distance = distance.clamp(min=0)
     n_exact = n_buckets // 2
     # Rounding decides at the boundaries, so the logarithm is taken in float32 as in the original.
-    far = torch.log(distance.clamp(min=1).float() / n_exact) / math.log(MAX_DISTANCE / n_exact)
+    far = torch.log(distance.clamp(min=1).float() / n_exact) / math.log(max_distance / n_exact)
     far = (n_exact + far * (n_buckets - n_exact)).long().clamp(max=n_buckets - 1)
     return offset + torch.where(distance < n_exact, distance.long(), far)
 
@@ -126,10 +131,11 @@ class Attention(nn.Module):
     weights, so a hook on it sees them.
 
     Args:
-        relative_bias: own the table [32 buckets, heads] of the stack; only its first block does.
+        relative_bias: (number of buckets, distance from which on all is in the last one) of the table
+            [buckets, heads] of the stack, which only its first block owns; None in the others.
     """
 
-    def __init__(self, dim, heads, dim_head, dropout, relative_bias=False):
+    def __init__(self, dim, heads, dim_head, dropout, relative_bias=None):
         super().__init__()
         self.heads = heads
         self.q = Dense(dim, heads * dim_head, std=(dim * dim_head) ** -0.5)
@@ -137,16 +143,18 @@ class Attention(nn.Module):
         self.v = Dense(dim, heads * dim_head, std=dim ** -0.5)
         self.o = Dense(heads * dim_head, dim, std=(heads * dim_head) ** -0.5)
         self.dropout = SequenceDropout(dropout)
-        if relative_bias:
-            self.relative_attention_bias = nn.Embedding(NUM_BUCKETS, heads)
-            limit = (6 / (heads + NUM_BUCKETS)) ** 0.5  # glorot uniform
+        if relative_bias is not None:
+            num_buckets, self.max_distance = relative_bias
+            self.relative_attention_bias = nn.Embedding(num_buckets, heads)
+            limit = (6 / (heads + num_buckets)) ** 0.5  # glorot uniform
             nn.init.uniform_(self.relative_attention_bias.weight, -limit, limit)
 
     def compute_bias(self, length, bidirectional):
         """The relative bias of each query and memory position, [1, h, t, t] (TF function `compute_bias`)."""
-        position = torch.arange(length)  # on the CPU, so that the rounding of buckets is known
-        bucket = relative_position_bucket(position[None, :] - position[:, None], bidirectional)      # [t, t]
-        bias = self.relative_attention_bias(bucket.to(self.relative_attention_bias.weight.device))   # [t, t, h]
+        table, position = self.relative_attention_bias, torch.arange(length)  # on the CPU: the rounding is known there
+        bucket = relative_position_bucket(position[None, :] - position[:, None], bidirectional, table.num_embeddings,
+                                          self.max_distance)                    # [t, t]
+        bias = table(bucket.to(table.weight.device))                            # [t, t, h]
         return bias.permute(2, 0, 1)[None]
 
     def forward(self, x, memory, bias=None):
@@ -190,9 +198,9 @@ class DenseReluDense(nn.Module):
 class SelfAttentionLayer(nn.Module):
     """x + dropout(attention(norm(x))) over x itself."""
 
-    def __init__(self, dim, heads, dim_head, dropout, relative_bias):
+    def __init__(self, dim, heads, dim_head, dropout, relative_bias, epsilon=EPSILON):
         super().__init__()
-        self.layer_norm = RMSNorm(dim)
+        self.layer_norm = RMSNorm(dim, epsilon)
         self.SelfAttention = Attention(dim, heads, dim_head, dropout, relative_bias)
         self.dropout = SequenceDropout(dropout)
 
@@ -205,9 +213,9 @@ class SelfAttentionLayer(nn.Module):
 class CrossAttentionLayer(nn.Module):
     """x + dropout(attention(norm(x))) over the encoder's output; there is no relative bias here."""
 
-    def __init__(self, dim, heads, dim_head, dropout):
+    def __init__(self, dim, heads, dim_head, dropout, epsilon=EPSILON):
         super().__init__()
-        self.layer_norm = RMSNorm(dim)
+        self.layer_norm = RMSNorm(dim, epsilon)
         self.EncDecAttention = Attention(dim, heads, dim_head, dropout)
         self.dropout = SequenceDropout(dropout)
 
@@ -219,9 +227,9 @@ class CrossAttentionLayer(nn.Module):
 class FeedForwardLayer(nn.Module):
     """x + dropout(feed_forward(norm(x)))."""
 
-    def __init__(self, dim, d_ff, dropout, kind):
+    def __init__(self, dim, d_ff, dropout, kind, epsilon=EPSILON):
         super().__init__()
-        self.layer_norm = RMSNorm(dim)
+        self.layer_norm = RMSNorm(dim, epsilon)
         self.DenseReluDense = DenseReluDense(dim, d_ff, dropout, kind)
         self.dropout = SequenceDropout(dropout)
 
@@ -233,12 +241,12 @@ class FeedForwardLayer(nn.Module):
 class Block(nn.Module):
     """Two layers in the encoder, three in the decoder (TF scope `block_000`)."""
 
-    def __init__(self, dim, heads, dim_head, d_ff, dropout, kind, is_decoder, relative_bias):
+    def __init__(self, dim, heads, dim_head, d_ff, dropout, kind, is_decoder, relative_bias, epsilon=EPSILON):
         super().__init__()
-        self.layer = nn.ModuleList([SelfAttentionLayer(dim, heads, dim_head, dropout, relative_bias)])
+        self.layer = nn.ModuleList([SelfAttentionLayer(dim, heads, dim_head, dropout, relative_bias, epsilon)])
         if is_decoder:
-            self.layer.append(CrossAttentionLayer(dim, heads, dim_head, dropout))
-        self.layer.append(FeedForwardLayer(dim, d_ff, dropout, kind))
+            self.layer.append(CrossAttentionLayer(dim, heads, dim_head, dropout, epsilon))
+        self.layer.append(FeedForwardLayer(dim, d_ff, dropout, kind, epsilon))
 
     def forward(self, x, bias, memory=None, memory_bias=None):
         """x [b, t, d] -> [b, t, d]; memory: [b, s, d], the encoder's output, in a decoder; biases: as Attention's."""
@@ -251,13 +259,14 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Encoder or decoder: blocks, then a norm; the first block's bias table serves them all."""
 
-    def __init__(self, dim, depth, heads, dim_head, d_ff, dropout, kind, is_decoder):
+    def __init__(self, dim, depth, heads, dim_head, d_ff, dropout, kind, is_decoder,
+                 relative_bias=(NUM_BUCKETS, MAX_DISTANCE), epsilon=EPSILON):
         super().__init__()
         self.is_decoder = is_decoder
         self.block = nn.ModuleList([
-            Block(dim, heads, dim_head, d_ff, dropout, kind, is_decoder, relative_bias=i == 0)
+            Block(dim, heads, dim_head, d_ff, dropout, kind, is_decoder, relative_bias if i == 0 else None, epsilon)
             for i in range(depth)])
-        self.final_layer_norm = RMSNorm(dim)
+        self.final_layer_norm = RMSNorm(dim, epsilon)
         self.dropout = SequenceDropout(dropout)
 
     def forward(self, x, mask=None, memory=None, memory_mask=None):
@@ -316,8 +325,11 @@ class T5(nn.Module):
         tie_token_emb: one embedding for source and target, `shared`.
         tie_logits: True (version 1.0): the decoder's output times dim^-0.5 meets the embedding of the
             target; False (version 1.1): `decoder.logits`, no scaling.
+        scale_logits: whether that output is scaled; None: where the logits are tied, as in both versions.
         feed_forward: "relu" (version 1.0) or "gated-gelu" (version 1.1).
         d_ff: inner width of every feed-forward layer, instead of the two multiples.
+        num_buckets, max_distance: of the relative positions, see relative_position_bucket.
+        epsilon: of the norms.
     Raises:
         BadInput: naming the argument that does not fit.
     """
@@ -325,7 +337,7 @@ class T5(nn.Module):
     def __init__(self, dim=768, enc_num_tokens=512, enc_depth=6, enc_heads=12, enc_dim_head=64,
                  enc_mlp_mult=4, dec_num_tokens=512, dec_depth=6, dec_heads=12, dec_dim_head=64,
                  dec_mlp_mult=4, dropout=0., tie_token_emb=True, *, tie_logits=True, feed_forward="relu",
-                 d_ff=None):
+                 d_ff=None, scale_logits=None, num_buckets=NUM_BUCKETS, max_distance=MAX_DISTANCE, epsilon=EPSILON):
         super().__init__()
         if tie_token_emb and enc_num_tokens != dec_num_tokens:
             raise BadInput(f"tie_token_emb is True, but enc_num_tokens is {enc_num_tokens} and dec_num_tokens "
@@ -334,18 +346,45 @@ class T5(nn.Module):
             raise BadInput(f"feed_forward is {feed_forward!r}, expected one of {', '.join(FEED_FORWARD_KINDS)}")
         if not 0 <= dropout < 1:
             raise BadInput(f"dropout is {dropout}, expected 0 <= dropout < 1")
+        if num_buckets < 4 or num_buckets % 2:
+            raise BadInput(f"num_buckets is {num_buckets}, expected an even number from 4 on: half are for each side")
+        if not max_distance > num_buckets // 2:
+            raise BadInput(f"max_distance is {max_distance}, expected more than half of num_buckets {num_buckets}")
+        if not 0 <= epsilon < 1:
+            raise BadInput(f"epsilon is {epsilon}, expected a small number such as 1e-6")
         self.dim, self.tie_token_emb, self.tie_logits = dim, tie_token_emb, tie_logits
+        self.scale_logits = tie_logits if scale_logits is None else scale_logits
+        shared = dict(relative_bias=(num_buckets, max_distance), epsilon=epsilon)
         if tie_token_emb:
             self.shared = nn.Embedding(enc_num_tokens, dim)  # N(0, 1), not scaled on input
         self.encoder = Stack(dim, enc_depth, enc_heads, enc_dim_head, d_ff or dim * enc_mlp_mult, dropout,
-                             feed_forward, is_decoder=False)
+                             feed_forward, is_decoder=False, **shared)
         self.decoder = Stack(dim, dec_depth, dec_heads, dec_dim_head, d_ff or dim * dec_mlp_mult, dropout,
-                             feed_forward, is_decoder=True)
+                             feed_forward, is_decoder=True, **shared)
         if not tie_token_emb:
             self.encoder.embedding = nn.Embedding(enc_num_tokens, dim)
             self.decoder.embedding = nn.Embedding(dec_num_tokens, dim)
         if not tie_logits:
             self.decoder.logits = Dense(dim, dec_num_tokens, std=dim ** -0.5, truncated=True)
+        self.register_load_state_dict_pre_hook(strip_wrappers)
+
+    @classmethod
+    def from_pretrained(cls, name, revision=None):
+        """Return a model with the weights and sizes of a folder or of a repository on the Hub, in evaluation mode.
+
+        Its encoder: text_utils.SentencePieceEncoder.from_folder.
+
+        Args:
+            name: a folder with config.json and weights (see load_t5_pretrained_model), or `owner/name` of a
+                repository. The folder of one of Google's checkpoints has no config.json: use T5_CONFIGS for those.
+            revision: branch, tag or commit of the repository.
+        Raises:
+            MissingInput, BadInput: see read_t5_config and load_t5_pretrained_model.
+        """
+        path = local_folder(name, revision)
+        model = cls(**read_t5_config(path))
+        load_t5_pretrained_model(model, path)
+        return model.eval()
 
     def embed_source(self, src):
         """int [b, s] -> [b, s, d]."""
@@ -356,10 +395,12 @@ class T5(nn.Module):
         return self.shared(tgt) if self.tie_token_emb else self.decoder.embedding(tgt)
 
     def logits(self, x):
-        """The decoder's output [b, t, d] -> logits [b, t, v]; tied ones are scaled by dim^-0.5."""
+        """The decoder's output [b, t, d] -> logits [b, t, v]; it is scaled by dim^-0.5 where they are tied."""
+        if self.scale_logits:
+            x = x * self.dim ** -0.5
         if not self.tie_logits:
             return self.decoder.logits(x)
-        return F.linear(x * self.dim ** -0.5, self.logits_weight())             # [b, t, d] x [d, v]
+        return F.linear(x, self.logits_weight())                                # [b, t, d] x [d, v]
 
     def logits_weight(self):
         """The matrix [v, d] that the logits are made with."""
@@ -417,11 +458,12 @@ def shift_right(targets):
     The first padding position gets 0, not the last token (TF function `autoregressive_inputs`).
 
     Args:
-        targets: int [b, t], padded with 0.
+        targets: int [b, t], padded with PAD. IGNORED, a label that no loss counts, is read as PAD.
     Returns:
         int [b, t].
     """
-    return F.pad(targets[:, :-1], (1, 0), value=START) * (targets != PAD)
+    tokens = targets[:, :-1].masked_fill(targets[:, :-1] == IGNORED, PAD)
+    return F.pad(tokens, (1, 0), value=START) * (targets != PAD)
 
 
 def _released(dim, d_ff, heads, dim_head, depth, **version):

@@ -18,16 +18,19 @@ import zlib
 import numpy as np
 import torch
 
+import analysis
 import fast.gpt
 import opt
 from formats.errors import BadInput, warn
 from formats.gpt_files import WHERE_FROM, read_pretrained
+from formats.hub import local_folder
 from loss import double_head_loss
 from model_pytorch import DoubleHeadModel, load_openai_pretrained_model
 from text_utils import TextEncoder
 from training import distributed, finetuning, loop, options, runs
 from utils import OneLineParser, encode_dataset, require_ranges, run_script
 
+VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")
 SPECIAL = ("_start_", "_delimiter_", "_classify_")
 
 
@@ -37,9 +40,10 @@ def parse_args(argv):
     options.add_run_options(p, n_iter=3, n_batch=8, n_gpu=4)
     finetuning.add_task_options(p)
     model = p.add_argument_group("the model")
-    model.add_argument("--model_dir", default="model/", help="folder with OpenAI's weights and vocabulary")
-    model.add_argument("--encoder_path", help="vocabulary (default: encoder_bpe_40000.json in model_dir)")
-    model.add_argument("--bpe_path", help="merges (default: vocab_40000.bpe in model_dir)")
+    model.add_argument("--model_dir", default="model/",
+                       help="folder with weights and vocabulary, or OWNER/NAME of a repository on the Hugging Face Hub")
+    model.add_argument("--encoder_path", help="vocabulary (default: that in model_dir, encoder_bpe_40000.json)")
+    model.add_argument("--bpe_path", help="merges (default: those in model_dir, vocab_40000.bpe)")
     model.add_argument("--n_transfer", type=int, default=12,
                        help="pretrained layers to load; 0: the embedding alone; -1: nothing, train from scratch")
     model.add_argument("--n_ctx", type=int, default=512, help="positions at most; the data may need fewer")
@@ -51,9 +55,25 @@ def parse_args(argv):
     o.add_argument("--lm_coef", type=float, default=0.5, help="weight of the language-model loss; 0: none")
     o.add_argument("--vector_l2", action="store_true", help="decay biases and gains too")
     args = p.parse_args(argv)
-    args.encoder_path = args.encoder_path or os.path.join(args.model_dir, "encoder_bpe_40000.json")
-    args.bpe_path = args.bpe_path or os.path.join(args.model_dir, "vocab_40000.bpe")
+    args.encoder_path = args.encoder_path or os.path.join(args.model_dir, VOCABULARY[0])
+    args.bpe_path = args.bpe_path or os.path.join(args.model_dir, VOCABULARY[1])
     return args
+
+
+def find_folder(args):
+    """Put the local folder in the place of --model_dir, and of the vocabulary's default paths."""
+    named, args.model_dir = args.model_dir, local_folder(args.model_dir)
+    for option, name in zip(("encoder_path", "bpe_path"), VOCABULARY, strict=True):
+        if getattr(args, option) == os.path.join(named, name):
+            setattr(args, option, os.path.join(args.model_dir, name))
+
+
+def load_encoder(args):
+    """Return the TextEncoder of --encoder_path and --bpe_path, or of the vocabulary that --model_dir holds."""
+    paths = args.encoder_path, args.bpe_path
+    if paths == tuple(os.path.join(args.model_dir, name) for name in VOCABULARY):
+        return TextEncoder.from_folder(args.model_dir)
+    return TextEncoder(*paths)
 
 
 def check_args(args, world):
@@ -70,12 +90,15 @@ def check_args(args, world):
     options.check_run_options(args, world)
     finetuning.check_task_options(args)
     options.check_gpt_sizes(args)
+    find_folder(args)
     if args.n_transfer < 0 or args.init_from is not None:
         return None
     released = read_pretrained(args.model_dir)
     if args.n_embd != released.n_embd:
         raise BadInput(f"--n_embd is {args.n_embd}, but the weights in {args.model_dir} have {released.n_embd}; "
                        f"give --n_embd {released.n_embd}, or --n_transfer -1 to train without them")
+    if args.n_transfer > 0:
+        options.settle_heads(args.n_head, args.afn, released, args.model_dir)
     if args.n_ctx > released.n_ctx:
         raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 6 to {released.n_ctx}, the positions in {args.model_dir}")
     if args.n_transfer > released.n_layer:
@@ -189,7 +212,7 @@ def run(args, world, n_vocab_pretrained):
     start = runs.starting_parameters(args)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    encoder = TextEncoder(args.encoder_path, args.bpe_path)
+    encoder = load_encoder(args)
     n_vocab = len(encoder.encoder)
     if n_vocab_pretrained not in (None, n_vocab):
         raise BadInput(f"{args.encoder_path}: has {n_vocab} pieces, but the weights in {args.model_dir} have "
@@ -231,7 +254,9 @@ def run(args, world, n_vocab_pretrained):
         fingerprint = zlib.crc32(np.ascontiguousarray(array).tobytes(), fingerprint)
     loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
     if args.submit:
-        finetuning.submit(args, model, world, lambda: logits("test"))
+        path = finetuning.submit(args, model, world, lambda: logits("test"))
+        if args.analysis and world.is_first:
+            analysis.REPORTS[args.dataset](args.data_dir, path, loop.paths(args)["log"])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python train_t5.py --dataset rocstories --desc t5 --model small --model_dir DIR --submit --analysis --data_dir DATA
 
-DIR holds spiece.model and a released checkpoint: the Hub's model.safetensors, or Google's model.ckpt-* files.
+DIR holds spiece.model and a released checkpoint: the Hub's model.safetensors, or Google's model.ckpt-* files. At the
+end save/<desc>/ is such a folder too, with the best parameters: generate.py and transformers read it.
 An example becomes
     rocstories choice1: <ending 1> choice2: <ending 2> sentence: <story>   ->   choice1 | choice2
 and the prediction is the target with the larger log-probability. Writes the files that train.py writes. Its
@@ -16,11 +17,23 @@ import zlib
 import numpy as np
 import torch
 
+import analysis
 import fast.t5
 import loss
 import opt
 from formats.errors import BadInput, warn
-from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config, shift_right
+from formats.hub import local_folder
+from t5_pytorch import (
+    EOS,
+    PAD,
+    T5,
+    T5_CONFIGS,
+    copy_t5_vocabulary,
+    export_t5_model,
+    load_t5_pretrained_model,
+    read_t5_config,
+    shift_right,
+)
 from text_utils import SentencePieceEncoder
 from training import distributed, finetuning, loop, options, runs
 from utils import OneLineParser, require_ranges, run_script
@@ -35,7 +48,8 @@ def parse_args(argv):
     options.add_run_options(p, n_iter=10, n_batch=8, n_gpu=4)
     finetuning.add_task_options(p)
     model = p.add_argument_group("the model")
-    model.add_argument("--model_dir", default="model/t5/", help="folder with spiece.model and the checkpoint")
+    model.add_argument("--model_dir", default="model/t5/",
+                       help="folder with vocabulary and checkpoint, or OWNER/NAME of a repository on the Hub")
     model.add_argument("--model", choices=tuple(T5_CONFIGS),
                        help="released size (default: what config.json in model_dir says); flan-t5 has those of v1_1")
     model.add_argument("--from_scratch", action="store_true", help="load no weights; sizes as below may be given")
@@ -44,6 +58,8 @@ def parse_args(argv):
     model.add_argument("--n_ctx", type=int, default=512, help="source tokens at most; longer ones are cut")
     o = p.add_argument_group("the optimizer")
     o.add_argument("--lr", type=float, default=1e-3, help="constant rate of Adafactor")
+    o.add_argument("--label_smoothing", type=float, default=0.0,
+                   help="share of the target's probability that is spread over the vocabulary")
     return p.parse_args(argv)
 
 
@@ -53,13 +69,15 @@ def check_args(args, world):
     Raises:
         BadInput: naming the option, its value and the allowed values.
     """
-    require_ranges(args, options.RUN_RANGES | {"dropout": options.BELOW_ONE, "n_ctx": (8, None), "lr": (0, None)})
+    require_ranges(args, options.RUN_RANGES | {"dropout": options.BELOW_ONE, "n_ctx": (8, None), "lr": (0, None),
+                                              "label_smoothing": (0, 1)})
     options.check_run_options(args, world)
     finetuning.check_task_options(args)
     given = options.given_t5_sizes(args)
     if given and not args.from_scratch:
         raise BadInput(f"--{given[0]} sets the size of a model without weights: give --from_scratch too")
     require_ranges(args, options.t5_size_ranges(args))
+    args.model_dir = local_folder(args.model_dir)
 
 
 def model_config(args, n_tokens):
@@ -104,8 +122,9 @@ def training_loss(args, model, src, targets):
         src: int [b, s]; targets: int [b, t], both padded with PAD.
     """
     if args.plain:
-        return loss.t5_loss(model(src, shift_right(targets), src != PAD, targets != PAD), targets, Z_LOSS)
-    return fast.t5.training_loss(model, src, targets, Z_LOSS)
+        logits = model(src, shift_right(targets), src != PAD, targets != PAD)
+        return loss.t5_loss(logits, targets, Z_LOSS, args.label_smoothing)
+    return fast.t5.training_loss(model, src, targets, Z_LOSS, label_smoothing=args.label_smoothing)
 
 
 @torch.no_grad()
@@ -183,8 +202,15 @@ def run(args, world):
     orders = loop.draw_orders(args.n_iter, len(sources[0]))
     fingerprint = zlib.crc32(repr((sources[:2], trY.tolist(), vaY.tolist())).encode())
     loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
+    finetuning.load_best(args, model, world)
+    if world.is_first:
+        folder = os.path.dirname(loop.paths(args)["best"])
+        copy_t5_vocabulary(args.model_dir, folder)
+        export_t5_model(model, folder)
     if args.submit:
-        finetuning.submit(args, model, world, lambda: logits("test"))
+        path = finetuning.submit(args, model, world, lambda: logits("test"))
+        if args.analysis and world.is_first:
+            analysis.REPORTS[args.dataset](args.data_dir, path, loop.paths(args)["log"])
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 
 import loss
 import t5_decoding
-from fast.cache import KeysValues
+from fast.cache import KeysValues, grown
 from fast.cross_entropy import linear_cross_entropy
 from fast.dropout import rate
 from fast.known import knows
 from fast.matmul import linear
 from fast.packing import Packing
-from t5_pytorch import PAD, additive, masked, relative_position_bucket, require_finite, shift_right
+from t5_pytorch import MAX_DISTANCE, PAD, additive, masked, relative_position_bucket, require_finite, shift_right
 
 
 def dropout(m, x, packing=None):
@@ -44,20 +44,20 @@ def dense(m, x):
 
 def norm(m, x):
     """As RMSNorm: [..., d] -> [..., d]."""
-    return F.rms_norm(x, m.scale.shape, m.scale, 1e-6)
+    return F.rms_norm(x, m.scale.shape, m.scale, m.epsilon)
 
 
-def relative_bias(table, queries, length, bidirectional):
+def relative_bias(table, queries, length, bidirectional, max_distance=MAX_DISTANCE):
     """As Attention.compute_bias, for the last queries alone.
 
     Args:
-        table: [32, h].
+        table: [buckets, h].
         queries, length: the queries are the last t = `queries` of j = `length` positions.
     Returns:
         [1, h, t, j].
     """
     relative = torch.arange(1 - length, queries)  # memory - query; on the CPU, so that rounding is known
-    bucket = relative_position_bucket(relative, bidirectional).to(table.device)
+    bucket = relative_position_bucket(relative, bidirectional, len(table), max_distance).to(table.device)
     by_distance = F.embedding(bucket, table).t()             # [t+j-1, h] -> [h, t+j-1]
     # The last query sees the first j distances, the one before it those from the second on: unfold
     # lists these windows, flip puts the first query first.
@@ -66,8 +66,8 @@ def relative_bias(table, queries, length, bidirectional):
 
 def stack_bias(m, queries, length):
     """relative_bias by the table of a Stack."""
-    table = m.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-    return relative_bias(table, queries, length, bidirectional=not m.is_decoder)
+    first = m.block[0].layer[0].SelfAttention
+    return relative_bias(first.relative_attention_bias.weight, queries, length, not m.is_decoder, first.max_distance)
 
 
 def split_heads(x, heads, packing=None):
@@ -172,8 +172,8 @@ def encode(model, src, mask=None):
 
 
 def before_logits(model, x):
-    """The decoder's output as the logits want it: scaled by dim^-0.5 when they are tied."""
-    return x * model.dim ** -0.5 if model.tie_logits else x
+    """The decoder's output as the logits want it: scaled by dim^-0.5 where they are tied."""
+    return x * model.dim ** -0.5 if model.scale_logits else x
 
 
 def hidden_states(model, src, tgt, mask=None, tgt_mask=None):
@@ -187,21 +187,23 @@ def _runs(model, *ids):
     return knows(model) and all(x.numel() for x in ids)
 
 
-def training_loss(model, src, targets, z_loss=0.0, padded=True):
+def training_loss(model, src, targets, z_loss=0.0, padded=True, label_smoothing=0.0):
     """The original's training loss, see loss.t5_loss.
 
     Args:
-        src: int [b, s]; targets: int [b, t], both padded with PAD.
+        src: int [b, s]; targets: int [b, t], both padded with PAD. A target of loss.IGNORED is no label.
         padded: False promises that neither has padding.
+        z_loss, label_smoothing: see loss.token_losses.
     Returns:
         a scalar, in nats.
     """
     mask, tgt_mask = (src != PAD, targets != PAD) if padded else (None, None)
     if not _runs(model, src, targets):
-        return loss.t5_loss(model(src, shift_right(targets), mask, tgt_mask), targets, z_loss)
+        return loss.t5_loss(model(src, shift_right(targets), mask, tgt_mask), targets, z_loss, label_smoothing)
     hidden = hidden_states(model, src, shift_right(targets), mask, tgt_mask).flatten(0, 1)      # [b, t, d] -> [b*t, d]
     scale = (targets != PAD).flatten().float() / targets.numel()
-    return linear_cross_entropy(hidden, model.logits_weight(), targets.flatten().long(), scale, z_loss)
+    return linear_cross_entropy(hidden, model.logits_weight(), targets.flatten().long(), scale, z_loss,
+                                label_smoothing=label_smoothing)
 
 
 def target_log_probs(model, src, candidates):
@@ -240,10 +242,10 @@ class Decoder:
         self.memory = [keys_values(part.layer[1].EncDecAttention, memory) for part in model.decoder.block]
         self.memory_bias = None if mask is None else additive(mask, memory.dtype)
         self.caches = [KeysValues(length * beams) for _ in model.decoder.block]
-        self.bias = stack_bias(model.decoder, 1, length).repeat_interleave(beams, dim=-1)  # [1, h, 1, length*n]
-        self.past = None
+        self.size, self.bias, self.past = 0, None, None
         if beams > 1:
-            self.past = self.bias.new_full((len(src), 1, beams, length * beams), masked(self.bias.dtype))
+            dtype = model.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.dtype
+            self.past = torch.full((len(src), 1, beams, 0), masked(dtype), dtype=dtype, device=src.device)
 
     def step(self, tokens, parents=None):
         """Read one more token per beam.
@@ -255,7 +257,9 @@ class Decoder:
             logits of the next token, float [b, n, v].
         """
         model, n, end = self.model, self.beams, (self.position + 1) * self.beams
-        bias = self.bias[..., (self.length - self.position - 1) * n:]           # [1, h, 1, end]
+        if self.position == self.size:
+            self._grow()
+        bias = self.bias[..., (self.size - self.position - 1) * n:]             # [1, h, 1, end]
         if n > 1:
             if parents is not None:
                 self.past = self.past.gather(2, parents[:, None, :, None].expand_as(self.past))
@@ -267,6 +271,13 @@ class Decoder:
         self.position += 1
         x = before_logits(model, require_finite(norm(model.decoder.final_layer_norm, x)))
         return linear(x, model.logits_weight()).float()
+
+    def _grow(self):
+        """Make the relative bias [1, h, 1, size*n], and room in `past`, for more positions."""
+        old, self.size = self.size, grown(self.size, self.size + 1, self.length)
+        self.bias = stack_bias(self.model.decoder, 1, self.size).repeat_interleave(self.beams, dim=-1)
+        if self.past is not None:
+            self.past = F.pad(self.past, (0, (self.size - old) * self.beams), value=masked(self.past.dtype))
 
 
 def _decoder(model, src):

@@ -1,17 +1,21 @@
-"""The files of a released GPT: OpenAI's ten .npy pieces, or the Hub's model.safetensors, as arrays by name.
+"""The files of a GPT: OpenAI's ten .npy pieces, or the Hub's model.safetensors or pytorch_model.bin, as arrays by name.
 
 Knows the formats, not the model; model_pytorch.load_openai_pretrained_model puts the arrays in place.
 """
 
 import json
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors.torch import save_file
 
+from formats.config_files import check_rates, check_sizes, check_values, read_config, write_config
 from formats.errors import OPENAI_MODEL, BadInput, MissingInput
 from formats.files import is_lfs_pointer, read_text, write_atomically
+from formats.tensor_files import find_tensor_files, merge_copies, plain_names, read_tensors, require_floats
 
 N_FILES = 10
 WHERE_FROM = f"{OPENAI_MODEL}, or train without it (--n_transfer -1)"
@@ -19,11 +23,23 @@ LAYER_NAMES = ["attn.c_attn.w", "attn.c_attn.b", "attn.c_proj.w", "attn.c_proj.b
                "mlp.c_fc.w", "mlp.c_fc.b", "mlp.c_proj.w", "mlp.c_proj.b", "ln_2.g", "ln_2.b"]
 
 
+OPENAI_SIZES = (512, 40478, 768, 12)  # n_ctx, n_vocab, n_embd, n_layer
+EPSILON = 1e-5
+TOKENS = ("tokens_embed.weight", "lm_head.weight", "lm_head.decoder.weight")  # one matrix
+BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|position_ids")  # masks and counts, which are no weights
+HEADS = ("multiple_choice_head.", "score.")  # of transformers' classifiers
+CHOICE_HEAD = re.compile(r"multiple_choice_head\.(summary|linear)\.(weight|bias)")  # ours: MultipleChoiceHead.linear
+ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "swish": "swish", "silu": "swish"}  # theirs -> ours
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+
+
 class Released(NamedTuple):
-    """A released GPT: its arrays by parameter name, and its sizes.
+    """A released GPT: its arrays by parameter name, its sizes, and what its configuration says.
 
     The names are TransformerModel's, with 'positions' [n_ctx, n_embd] and 'tokens' [n_vocab, n_embd] in place of
-    embed.weight.
+    embed.weight. n_head and afn are None where neither a config.json nor OpenAI's sizes tell. choice_head holds
+    the 'weight' [1, n_embd] and 'bias' [1] of a multiple-choice head, if there is one; left_out the names of the
+    file's tensors that are in no array; dropouts the rates that config.json gives.
     """
 
     arrays: dict
@@ -31,6 +47,11 @@ class Released(NamedTuple):
     n_vocab: int
     n_embd: int
     n_layer: int
+    n_head: int | None = None
+    afn: str | None = None
+    choice_head: dict = {}
+    left_out: tuple = ()
+    dropouts: dict = {}
 
 
 def released_shapes(n_ctx, n_vocab, n_embd, n_layer):
@@ -71,7 +92,10 @@ def _open_params(path, expected):
         raise BadInput(f"{path}: is a Git LFS pointer of {os.path.getsize(path)} bytes instead of "
                        f"{expected:,} float32 values; {WHERE_FROM}")
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        with open(path, "rb") as f:
+            start = f.read(12)
+        header = int.from_bytes(start[8:10 if start[6:7] == b"\1" else 12], "little")  # its length; NumPy takes it all
+        values = np.load(path, mmap_mode="r", allow_pickle=False) if header < os.path.getsize(path) else None
     except Exception:  # a damaged header can raise nearly anything, down to the tokenizer's errors of Python itself
         values = None
     if not isinstance(values, np.ndarray):
@@ -102,61 +126,101 @@ def _read_released(path):
 
 
 def _read_hub(path):
-    """Return {name: array} of the Hub's model.safetensors (openai-community/openai-gpt), named as in _read_released."""
-    weights = {}
-    try:
-        with safe_open(path, framework="np") as f:
-            for name in f.keys():  # noqa: SIM118 (not a dict)
-                ours = name.removeprefix("transformer.")
-                if ours.endswith(".attn.bias") or ours == "lm_head.weight":
-                    continue  # a mask, and the tied copy of the tokens
-                ours = {"tokens_embed.weight": "tokens", "positions_embed.weight": "positions"}.get(ours, ours)
-                for hub, tf in ((".weight", ".g" if ".ln_" in ours else ".w"), (".bias", ".b")):
-                    if ours.endswith(hub):
-                        ours = ours.removesuffix(hub) + tf
-                weights[ours] = f.get_tensor(name)
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise BadInput(f"{path}: is truncated or not a safetensors file ({str(error)[:100]}, "
-                       f"{os.path.getsize(path):,} bytes found); {WHERE_FROM}") from None
-    missing = [name for name in ("positions", "tokens") if name not in weights]
-    if missing or weights["positions"].ndim != 2 or weights["tokens"].ndim != 2:
+    """Return what the Hub's files hold (openai-community/openai-gpt), named as in _read_released.
+
+    Returns:
+        ({name: array}, {'weight' or 'bias' of a multiple-choice head: array}, [names left out]).
+    """
+    tensors = plain_names(read_tensors(path), path)
+    tokens = merge_copies(tensors, TOKENS, path)
+    found = {} if tokens is None else {"tokens": tokens}
+    left_out = [name for name in tensors if name.startswith(HEADS)]
+    head = {match[2]: tensors[name] for name in left_out if (match := CHOICE_HEAD.fullmatch(name))}
+    for name, tensor in tensors.items():
+        if name in left_out or BUFFERS.fullmatch(name):
+            continue
+        ours = "positions" if name == "positions_embed.weight" else name
+        for hub, tf in ((".weight", ".g" if ".ln_" in ours else ".w"), (".bias", ".b")):
+            if ours.endswith(hub):
+                ours = ours.removesuffix(hub) + tf
+        found[ours] = tensor
+    missing = [name for name in ("positions", "tokens") if name not in found]
+    if missing or found["positions"].dim() != 2 or found["tokens"].dim() != 2:
         raise BadInput(f"{path}: holds no GPT (no positions_embed.weight [n_ctx, n_embd] and tokens_embed.weight "
-                       f"[n_vocab, n_embd]); found {', '.join(list(weights)[:4])}; {WHERE_FROM}")
-    (n_ctx, d), n_vocab = weights["positions"].shape, weights["tokens"].shape[0]
-    n_layer = len({name.split(".")[1] for name in weights if name.startswith("h.")})
+                       f"[n_vocab, n_embd]); found {', '.join(list(tensors)[:4])[:200]}; {WHERE_FROM}")
+    (n_ctx, d), n_vocab = found["positions"].shape, found["tokens"].shape[0]
+    n_layer = len({name.split(".")[1] for name in found if name.startswith("h.")})
     names = ["positions", "tokens", *layer_names(n_layer)]
     for name, shape in zip(names, released_shapes(n_ctx, n_vocab, d, n_layer), strict=True):
-        found = weights.get(name)
-        if found is None or list(found.shape) != shape[-2:] or found.dtype != np.float32:
-            what = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
-            raise BadInput(f"{path}: {name} is {what}, expected float32 {shape[-2:]}; {WHERE_FROM}")
-    return {name: weights[name] for name in names}
+        if name not in found or list(found[name].shape) != shape[-2:]:
+            what = list(found[name].shape) if name in found else "not there"
+            raise BadInput(f"{path}: {name} is {what}, expected {shape[-2:]}; {WHERE_FROM}")
+    foreign = next((name for name in found if name not in names), None)
+    if foreign is not None:
+        raise BadInput(f"{path}: holds {foreign[:80]}, which no GPT has; {WHERE_FROM}")
+    require_floats(found, path)
+    if {name: list(tensor.shape) for name, tensor in head.items()} != {"weight": [1, d], "bias": [1]}:
+        head = {}
+    return {name: found[name].float().numpy() for name in names}, head, left_out
+
+
+def _read_gpt_config(path, sizes):
+    """Return what config.json beside the weights says: {'n_head', 'afn'} and dropouts; {} where there is none.
+
+    Args:
+        sizes: n_ctx, n_vocab, n_embd, n_layer of the weights.
+    Raises:
+        BadInput: a value that is not supported or not that of the weights.
+    """
+    config, file = read_config(path if os.path.isdir(path) else os.path.dirname(path))
+    if not os.path.isfile(file):
+        return {"n_head": 12, "afn": "gelu"} if sizes == OPENAI_SIZES else {}
+    check_values(config, file, {"model_type": ("openai-gpt",)})
+    n_ctx, n_vocab, n_embd, n_layer = sizes
+    check_values(config, file, {"n_positions": (n_ctx,), "n_ctx": (n_ctx,), "vocab_size": (n_vocab,),
+                                "n_embd": (n_embd,), "n_layer": (n_layer,), "n_special": (0,),
+                                "layer_norm_epsilon": (EPSILON,), "afn": tuple(ACTIVATIONS)})
+    config = {"n_head": 12, "afn": "gelu", **config}  # as transformers takes what a configuration leaves out
+    check_sizes(config, file, ("n_head",))
+    check_rates(config, file, DROPOUTS)
+    if n_embd % config["n_head"]:
+        raise BadInput(f"{file}: n_head is {config['n_head']}, which does not divide the width {n_embd} of the weights")
+    return {"n_head": config["n_head"], "afn": ACTIVATIONS[config["afn"]],
+            "dropouts": {name: config[name] for name in DROPOUTS if name in config}}
 
 
 def read_pretrained(path):
-    """Return the Released model of a folder in OpenAI's format, or of a Hub safetensors file or folder.
+    """Return the Released model of a folder in OpenAI's format, or of the Hub's files (see find_tensor_files).
 
-    Nothing is unpickled; OpenAI's files are memory-mapped.
+    Nothing is unpickled; all but the older pickle form of .bin is memory-mapped.
 
     Raises:
-        MissingInput, BadInput: a file absent, truncated, of another type, or of shapes that do not add up.
+        MissingInput, BadInput: a file absent, truncated, of another type, or of shapes that do not add up; or a
+            config.json beside it that says what the weights are not, or what is not supported.
     """
-    hub = os.path.join(path, "model.safetensors")
-    if os.path.isfile(path):
-        arrays = _read_hub(path)
-    elif os.path.isfile(os.path.join(path, "params_shapes.json")):
+    path, head, left_out = os.fspath(path), {}, ()
+    if os.path.isfile(os.path.join(path, "params_shapes.json")):
         arrays = _read_released(path)
-    elif os.path.isfile(hub):
-        arrays = _read_hub(hub)
+    elif find_tensor_files(path)[0]:
+        arrays, head, left_out = _read_hub(path)
     else:
-        raise MissingInput(f"{path}: no pretrained model there (neither params_shapes.json nor model.safetensors); "
-                           f"{WHERE_FROM}")
+        raise MissingInput(f"{path}: no pretrained model there (neither params_shapes.json nor model.safetensors nor "
+                           f"pytorch_model.bin); {WHERE_FROM}")
     n_ctx, n_embd = arrays["positions"].shape
-    return Released(arrays, n_ctx, len(arrays["tokens"]), n_embd, (len(arrays) - 2) // len(LAYER_NAMES))
+    sizes = n_ctx, len(arrays["tokens"]), n_embd, (len(arrays) - 2) // len(LAYER_NAMES)
+    return Released(arrays, *sizes, **_read_gpt_config(path, sizes), choice_head=head, left_out=tuple(left_out))
 
 
-def write_released(path, flat, shapes):
+def gpt_config(n_ctx, n_vocab, n_embd, n_layer, n_head, afn, **others):
+    """Return the content of config.json, in transformers' words, for a GPT of these sizes."""
+    return {"model_type": "openai-gpt", "vocab_size": n_vocab, "n_positions": n_ctx, "n_ctx": n_ctx, "n_embd": n_embd,
+            "n_layer": n_layer, "n_head": n_head, "afn": afn, "layer_norm_epsilon": EPSILON, **others}
+
+
+def write_released(path, flat, shapes, config):
     """Write the float32 vector `flat` and its list of shapes to the folder `path` in OpenAI's format.
+
+    What the format does not say, heads and activation, is in config.json beside it (see gpt_config).
 
     Raises:
         BadInput: the folder cannot be written.
@@ -164,5 +228,49 @@ def write_released(path, flat, shapes):
     for i, piece in enumerate(np.array_split(flat, N_FILES)):
         with write_atomically(os.path.join(path, f"params_{i}.npy")) as temporary, open(temporary, "wb") as f:
             np.save(f, piece)
+    write_config(path, config)
     with write_atomically(os.path.join(path, "params_shapes.json")) as temporary, open(temporary, "w") as f:
         json.dump(shapes, f)
+
+
+def hub_name(name):
+    """'h.0.attn.c_attn.w' -> 'h.0.attn.c_attn.weight', transformers' name of a parameter of a layer."""
+    return re.sub(r"\.[wg]$", ".weight", re.sub(r"\.b$", ".bias", name))
+
+
+def write_hub_model(path, arrays, config, encoder, head=None):
+    """Write a GPT to the folder `path` as transformers keeps it; see model_pytorch.export_hub_model.
+
+    Args:
+        arrays: {name: tensor}, named as Released.arrays.
+        config: see gpt_config.
+        encoder: {piece: id} in .encoder and {(left, right): rank} in .bpe_ranks.
+        head: None, or the 'weight' and 'bias' of a multiple-choice head.
+    """
+    names = {"positions": "positions_embed.weight", "tokens": "tokens_embed.weight"}
+    tensors = {"transformer." + names.get(name, hub_name(name)): value for name, value in arrays.items()}
+    tensors.update({f"multiple_choice_head.summary.{name}": value for name, value in (head or {}).items()})
+    vocabulary = dict(sorted(encoder.encoder.items(), key=lambda item: item[1]))
+    merges = sorted(encoder.bpe_ranks, key=encoder.bpe_ranks.get)
+    part = {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>", "fuse_unk": False, "byte_fallback": False, "vocab": vocabulary,
+            "merges": [list(pair) for pair in merges]}
+    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [
+        {"id": 0, "content": "<unk>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True}],
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
+                       "strip_accents": None, "lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"}, "post_processor": None,
+        "decoder": {"type": "BPEDecoder", "suffix": "</w>"}, "model": part}
+    settings = {"tokenizer_class": "OpenAIGPTTokenizer", "unk_token": "<unk>",
+                "model_max_length": config["n_positions"]}
+    write_config(path, config)
+    for name, value in (("vocab.json", vocabulary), ("tokenizer.json", tokenizer), ("tokenizer_config.json", settings)):
+        with write_atomically(os.path.join(path, name)) as temporary, open(temporary, "w") as f:
+            json.dump(value, f)
+    with write_atomically(os.path.join(path, "merges.txt")) as temporary, \
+            open(temporary, "w", encoding="utf-8", newline="\n") as f:
+        f.writelines(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)])
+    with write_atomically(os.path.join(path, "model.safetensors")) as temporary:
+        save_file({name: torch.as_tensor(value).detach().contiguous().clone() for name, value in tensors.items()},
+                  temporary, metadata={"format": "pt"})

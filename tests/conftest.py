@@ -36,6 +36,15 @@ def openai_vocabulary():
 
 
 @pytest.fixture(scope="session")
+def t5_vocabulary():
+    """The path of the released T5 models' spiece.model; the test is skipped where nobody supplied it."""
+    for folder in (ROOT / "model" / "t5", ROOT.parent / "shared" / "model" / "t5"):
+        if (folder / "spiece.model").is_file():
+            return folder / "spiece.model"
+    pytest.skip("the released T5 models' spiece.model is in neither model/t5/ nor ../shared/model/t5/")
+
+
+@pytest.fixture(scope="session")
 def small_vocabulary(tmp_path_factory):
     """(encoder path, merges path) of a vocabulary of single characters and five merges."""
     return write_small_vocabulary(tmp_path_factory.mktemp("vocabulary"))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import torch
+from limits import agree
 
 from model_pytorch import DoubleHeadModel, dotdict, tf_name
 
@@ -46,3 +47,14 @@ def batch_of(z, i=None):
 def as_tf(value, like):
     """A tensor of ours in the shape of the TF array `like`."""
     return value.detach().reshape(like.shape).numpy()
+
+
+def check_golden_gradients(model, z, prefix="grad/"):
+    """Assert that the model's gradients are those of a golden, and so is their norm if it is there."""
+    wanted = {name: z[prefix + name] for name in variables(model)}
+    largest = max(np.abs(want).max() for want in wanted.values())
+    for name, p in variables(model).items():
+        agree(as_tf(p.grad, wanted[name]), wanted[name], 2e-5, floor=0.05 * largest, name=name)
+    if "grad_global_norm" in z:
+        norm = sum(p.grad.double().square().sum().item() for p in variables(model).values()) ** 0.5
+        agree(norm, z["grad_global_norm"], 1e-5)

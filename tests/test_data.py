@@ -1,6 +1,7 @@
 """Reading ROCStories, splitting and laying it out as the original does."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -69,6 +70,11 @@ BAD_FILES = {
     "header only": (GOOD.encode(), "no stories"),
     "no header": (b"a,b,c,d,e,f,g,1\n", "row 1"),
     "column missing": (GOOD.replace("InputSentence3,", "").encode() + b"a,b,c,e,f,g,1\n", "InputSentence3"),
+    "column twice": (GOOD.replace("\n", ",InputSentence2\n").encode() + b"a,b,c,d,e,f,g,1,h\n",
+                     "InputSentence2 2 times"),
+    "commas alone in the middle": ((GOOD + "a,b,c,d,e,f,g,1\n,,,,,,,\na,b,c,d,e,f,g,1\n").encode(),
+                                   "row 3 holds nothing but commas, and row 4 has text"),
+    "commas alone": ((GOOD + ",,,,,,,\n").encode(), "no stories"),
     "short row": ((GOOD + "a,b,c,d,e,f,g,1\n" + "a,b,c\n").encode(), "row 3 has 3 fields, expected 8"),
     "long row": ((GOOD + "a,b,c,d,e,f,g,1,9\n").encode(), "row 2 has 9 fields"),
     "answer 3": ((GOOD + "a,b,c,d,e,f,g,3\n").encode(), "row 2.*'3', expected 1 or 2"),
@@ -88,6 +94,23 @@ def test_a_bad_file_gets_one_line(tmp_path, kind):
     with pytest.raises(BadInput, match=message) as caught:
         _rocstories(str(tmp_path / "a.csv"))
     assert "a.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", [",,,,,,,\r\n" * 3, ", ,,\t,,,,\n,,\n\n,,,,,,,,,,", ",,,,,,,\n,\n,\n\n"])
+def test_rows_of_commas_at_the_end_are_skipped_with_one_notice(tmp_path, capsys, end):
+    (tmp_path / "a.csv").write_bytes((GOOD + "a,b,c,d,e,f,g,1\n\na,,,,,,,2\n" + end).encode())
+    for _ in range(2):  # both readings of a run: one notice
+        assert _rocstories(str(tmp_path / "a.csv"))[3].tolist() == [0, 1]
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert re.search(r"a\.csv: [23] rows at its end hold nothing but commas \(from row 5 on", err)
+
+
+def test_other_columns_may_occur_twice_or_have_no_name(tmp_path):
+    write_csv(tmp_path / "a.csv", [[*row, "x", "", "", "y"] for row in rows(3)], header=[*COLUMNS, "n", "", "", "n"])
+    write_csv(tmp_path / "b.csv", rows(3))
+    for a, b in zip(_rocstories(str(tmp_path / "a.csv")), _rocstories(str(tmp_path / "b.csv")), strict=True):
+        assert list(a) == list(b)
 
 
 def test_a_missing_file_says_where_to_ask(tmp_path):

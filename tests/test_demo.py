@@ -141,13 +141,3 @@ def test_pictures_from_any_logs(tmp_path, capsys):
     (tmp_path / "empty.jsonl").write_text('{"n_transfer": 1}\n')
     with pytest.raises(BadInput, match="no evaluation"):
         analysis.main([str(tmp_path / "empty.jsonl"), "--out", str(tmp_path / "x.png")])
-
-
-def test_the_readme_names_every_file(root):
-    text = (root / "README.md").read_text()
-    listed = set(re.findall(r"^\| `(\w+\.py)` \|", text, re.MULTILINE))
-    assert listed == {path.name for path in root.glob("*.py")}
-    for script, option in re.findall(r"python (\w+\.py)[^\n`]*?(--\w+)", text):
-        assert (root / script).is_file()
-        sources = "".join((root / name).read_text() for name in (script, "training.py", "finetuning.py"))
-        assert option == "--help" or f'"{option}"' in sources

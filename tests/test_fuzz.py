@@ -15,6 +15,7 @@ import re
 import resource
 import signal
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,14 +23,16 @@ import sentencepiece
 import torch
 from cloze_data import rows, write_csv
 from conftest import write_small_vocabulary
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from t5_vocabularies import write_tokenizer
 
 from datasets import _rocstories
 from formats.errors import BadInput, MissingInput
 from formats.files import load_tensors
-from formats.gpt_files import read_pretrained
-from model_pytorch import LMModel, dotdict, export_openai_model
-from t5_pytorch import T5, checkpoint_names, load_t5_pretrained_model
+from formats.gpt_files import _read_gpt_config, read_pretrained
+from formats.gpt_vocabulary import read_folder
+from model_pytorch import ACT_FNS, LMModel, dotdict, export_openai_model
+from t5_pytorch import T5, checkpoint_names, export_t5_model, load_t5_pretrained_model, read_t5_config
 from text_utils import SentencePieceEncoder, read_encoder, read_merges
 
 CASES = int(os.environ.get("FUZZ_CASES", "100"))
@@ -189,6 +192,62 @@ def right_t5(loaded, honest):
     assert loaded == honest and honest["loaded"] and not honest["fresh"]
 
 
+def make_t5_bin(folder, **options):
+    """The same as PyTorch's file, without and with parts of it that are no tensors of the model."""
+    tensors = {checkpoint_names(name)[1]: p.detach() + 1 for name, p in tiny_t5().named_parameters()}
+    with open(folder / "pytorch_model.bin", "wb") as f:
+        torch.save({**tensors, "lm_head.weight": tensors["shared.weight"]}, f, **options)
+
+
+def make_t5_older_bin(folder):
+    make_t5_bin(folder, _use_new_zipfile_serialization=False)
+
+
+def make_parts(folder):
+    """The Hub's GPT in two parts with an index."""
+    make_hub(folder)
+    arrays = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    where = {}
+    for part, names in enumerate((sorted(arrays)[:15], sorted(arrays)[15:]), 1):
+        file = f"model-{part:05d}-of-00002.safetensors"
+        save_file({name: arrays[name] for name in names}, folder / file)
+        where.update(dict.fromkeys(names, file))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+def make_t5_config(folder):
+    export_t5_model(tiny_t5(), folder)
+    (folder / "model.safetensors").unlink()
+
+
+def read_config_of_t5(folder):
+    return read_t5_config(str(folder))
+
+
+def right_t5_config(loaded, honest):
+    assert loaded.keys() >= honest.keys() and loaded["feed_forward"] in ("relu", "gated-gelu")
+    for name, value in honest.items():
+        assert type(loaded[name]) is type(value) or name == "dropout", (name, loaded[name])
+        assert type(value) is not int or name == "dropout" or 0 < loaded[name] < 1 << 24, (name, loaded[name])
+    assert 0 <= loaded["dropout"] < 1 and 0 <= loaded.get("epsilon", 0) < 1
+
+
+def make_gpt_config(folder):
+    make_released(folder)
+    for file in [file for file in folder.iterdir() if file.name != "config.json"]:
+        file.unlink()
+
+
+def read_config_of_gpt(folder):
+    return _read_gpt_config(str(folder), (16, 93, 12, 2))
+
+
+def right_gpt_config(loaded, honest):
+    assert loaded.get("n_head", 12) in (1, 2, 3, 4, 6, 12) and loaded.get("afn", "gelu") in ACT_FNS
+    assert all(0 <= rate < 1 for rate in loaded.get("dropouts", {}).values())
+
+
 def make_encoder(folder):
     write_small_vocabulary(folder)
     (folder / "vocab_40000.bpe").unlink()
@@ -216,16 +275,49 @@ def right_merges(loaded, honest):
     assert sorted(loaded.values()) == list(range(len(loaded)))
 
 
-def make_spiece(folder):
+def make_gpt_tokenizer(folder):
+    encoder, merges = map(Path, write_small_vocabulary(folder))
+    content = {"added_tokens": [], "model": {
+        "type": "BPE", "end_of_word_suffix": "</w>", "vocab": json.loads(encoder.read_text()),
+        "merges": [line.split(" ") for line in merges.read_text().splitlines()[1:]]}}
+    encoder.unlink()
+    merges.unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def make_hub_vocabulary(folder):
+    for path, name in zip(write_small_vocabulary(folder), ("vocab.json", "merges.txt"), strict=True):
+        os.rename(path, folder / name)
+
+
+def right_vocabulary(loaded, honest):
+    """Two files, or two parts of one, that check each other: damage can change single characters alone."""
+    made = {a + b for a, b in loaded[1]}
+    assert made <= loaded[0].keys()
+    unmade = {piece for piece in loaded[0] if len(piece.removesuffix("</w>")) != 1} - made
+    assert "<unk>" in unmade and all(re.fullmatch(r"<.*>|\[.*\]|_.*_", piece) for piece in unmade)
+    right_encoder(loaded[0], honest[0])
+    right_merges(loaded[1], honest[1])
+
+
+def make_spiece(folder, **options):
     text = ["a cat sat on the mat", "the newer the lower", "it was glad, it's new", "low lower lowest ☃"] * 5
     with open(folder / "spiece.model", "wb") as f:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(text), model_writer=f, vocab_size=60, hard_vocab_limit=False, pad_id=0, eos_id=1,
-            unk_id=2, bos_id=-1, minloglevel=2)
+            unk_id=2, bos_id=-1, minloglevel=2, **options)
+
+
+def make_t5_tokenizer(folder):
+    (folder / "rules.tsv").write_text("FB01\t66 69\n")  # one rule, as the usual ones are many times the rest
+    make_spiece(folder, normalization_rule_tsv=str(folder / "rules.tsv"))
+    (folder / "rules.tsv").unlink()
+    write_tokenizer(folder / "spiece.model", folder)
+    (folder / "spiece.model").unlink()
 
 
 def read_spiece(folder):
-    encoder = SentencePieceEncoder(str(folder / "spiece.model"))
+    encoder = SentencePieceEncoder.from_folder(str(folder))
     ids = encoder.encode(["the cat <extra_id_3> sat, it's ½ ﬁne ☃", ""], verbose=False)
     return encoder.n_tokens, ids, encoder.decode(ids[0])
 
@@ -260,10 +352,18 @@ KINDS = {
     "csv": (make_csv, read_csv, right_csv),
     "released": (make_released, read_released, right_weights),
     "hub": (make_hub, read_released, right_hub),
+    "parts": (make_parts, read_released, right_hub),
+    "gpt config": (make_gpt_config, read_config_of_gpt, right_gpt_config),
     "t5": (make_t5, read_t5, right_t5),
+    "t5 bin": (make_t5_bin, read_t5, right_t5),
+    "t5 older bin": (make_t5_older_bin, read_t5, right_t5),
+    "t5 config": (make_t5_config, read_config_of_t5, right_t5_config),
     "encoder": (make_encoder, read_vocabulary, right_encoder),
     "merges": (make_merges, read_bpe, right_merges),
+    "vocabulary of the Hub": (make_hub_vocabulary, read_folder, right_vocabulary),
+    "tokenizer of a GPT": (make_gpt_tokenizer, read_folder, right_vocabulary),
     "spiece": (make_spiece, read_spiece, right_spiece),
+    "tokenizer of a T5": (make_t5_tokenizer, read_spiece, right_spiece),
     "checkpoint": (make_checkpoint, read_checkpoint, right_checkpoint),
 }
 
@@ -321,7 +421,8 @@ def replace(path, data):
 def test_damaged_files_load_right_or_are_refused_in_one_line(honest_files, kind):
     folder, files = honest_files[kind]
     _, read, right = KINDS[kind]
-    others = [data for _, contents in honest_files.values() for data in contents.values()]
+    others = [data for _, contents in honest_files.values() for name, data in contents.items()
+              if kind != "checkpoint" or name != "pytorch_model.bin"]  # which is a file of tensors as good as another
     read(folder)  # what is imported or cached once
     honest, honest_peak = peaks(lambda: read(folder))
     right(honest, honest)
@@ -343,7 +444,7 @@ def test_damaged_files_load_right_or_are_refused_in_one_line(honest_files, kind)
             else:
                 right(value, honest)
             # an honest load of Python objects may take several times its file, so that counts as honest too
-            limit = 2 * max(size, honest_peak) + (SPARE_ZIP if kind == "checkpoint" else SPARE)
+            limit = 2 * max(size, honest_peak) + (SPARE_ZIP if kind in ("checkpoint", "t5 bin") else SPARE)
             if peak > limit:  # what a library imports at its first error is taken once and no more
                 peak = peaks(lambda: read(folder))[1]
             assert peak < limit, f"{peak:,} bytes for a file of {size:,}"
@@ -375,6 +476,15 @@ FOUND = {  # what long runs have found, each once an error of another kind or a 
         "checkpoint", "checkpoint", lambda d: in_directory(d, b"archive/data/7", 20, b"\0" * 8)),
     "a checkpoint's tensor marked as a folder": (
         "checkpoint", "checkpoint", lambda d: in_directory(d, b"archive/data/7", 38, b"\x10")),
+    "a NumPy header of half a gigabyte": ("released", "params_3.npy", lambda d: d[:6] + b"\3\0\0\0\0\x20" + d[12:]),
+    "an index that names a file of 5,000 letters": (
+        "parts", "model.safetensors.index.json", lambda d: d.replace(b"00002.safe", b"0" * 5000 + b".safe", 1)),
+    "an older .bin with a string of 256 megabytes": (
+        "t5 older bin", "pytorch_model.bin", lambda d: d.replace(b"X\r\0\0\0", b"X\r\0\0\x10", 1)),
+    "an older .bin with more values than bytes": (
+        "t5 older bin", "pytorch_model.bin", lambda d: d.replace(b"M@\1N", b"J\0\0\0\x7fN", 1)),
+    "a tensor of a .bin compressed": ("t5 bin", "pytorch_model.bin", lambda d: in_directory(
+        d, b"archive/data/0", 10, b"\x08\0")),
 }
 
 
@@ -386,10 +496,11 @@ def test_what_long_runs_have_found(honest_files, what):
     assert data != files[name]
     replace(folder / name, data)
     try:
-        value, _ = peaks(lambda: KINDS[kind][1](folder))
+        value, peak = peaks(lambda: KINDS[kind][1](folder))
     finally:
         replace(folder / name, files[name])
     assert isinstance(value, BadInput) and name in str(value) and "\n" not in str(value)
+    assert peak < 1 << 22
 
 
 @pytest.mark.parametrize("kind, name", [

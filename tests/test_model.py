@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from gpt_golden import as_tf, batch_of, config_of, model_of, no_dropout, variables
+from gpt_golden import batch_of, check_golden_gradients, config_of, model_of, no_dropout
+from limits import agree
 from small_gpt import enlarge, lm_batch, small_lm, small_model, story_batch
 from torch._dynamo.testing import CompileCounter
 
@@ -33,26 +34,17 @@ def test_plain_path_equals_the_original(golden, case, train_mode):
     model, c = model_of(z).train(train_mode), config_of(z)
     x, m, y = batch_of(z)
     h = model.transformer(x)
-    np.testing.assert_allclose(h.detach().numpy(), z["h"], atol=2e-5, rtol=0)
+    agree(h, z["h"], 1e-5)
     lm_logits, clf_logits = model(x)
     assert lm_logits.shape == z["lm_logits"].shape
-    np.testing.assert_allclose(lm_logits.detach().numpy(), z["lm_logits"], atol=5e-5, rtol=0)
-    np.testing.assert_allclose(clf_logits.detach().numpy(), z["clf_logits"], atol=2e-5, rtol=0)
+    agree(lm_logits, z["lm_logits"], 1e-5)
+    agree(clf_logits, z["clf_logits"], 2e-5)
     total, clf, lm = loss.double_head_loss(lm_logits, clf_logits, x, m, y, c["lm_coef"])
-    np.testing.assert_allclose(clf.detach().numpy(), z["clf_losses"], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(lm.detach().numpy(), z["lm_losses"], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(total.item(), z["train_loss"], atol=1e-5, rtol=0)
+    agree(clf, z["clf_losses"], 1e-5)
+    agree(lm, z["lm_losses"], 1e-5)
+    agree(total, z["train_loss"], 1e-5)
     total.backward()
-    check_gradients(model, z)
-
-
-def check_gradients(model, z):
-    squares = 0.0
-    for name, p in variables(model).items():
-        want = z["grad/" + name]
-        np.testing.assert_allclose(as_tf(p.grad, want), want, atol=2e-5, rtol=0, err_msg=name)
-        squares += p.grad.double().square().sum().item()
-    np.testing.assert_allclose(squares ** 0.5, z["grad_global_norm"], rtol=1e-5)
+    check_golden_gradients(model, z)
 
 
 def test_later_tokens_do_not_change_earlier_outputs():

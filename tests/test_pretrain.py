@@ -20,7 +20,7 @@ import pretrain
 import train
 from formats.errors import BadInput
 from formats.files import load_tensors
-from model_pytorch import ACT_FNS, LMModel, dotdict, load_openai_pretrained_model
+from model_pytorch import ACT_FNS, LMModel, dotdict, export_hub_model, load_openai_pretrained_model
 from text_utils import TextEncoder, read_encoder, read_merges
 from training import corpus
 from utils import read_log, run_script
@@ -189,7 +189,7 @@ def test_the_folder_holds_the_best_parameters_in_the_released_format(run, capsys
     # a rate this high spoils the model again, so that the best parameters are not the last
     folder = run(n_iter=4, lr=0.3, lr_schedule="warmup_constant")
     assert sorted(path.name for path in (folder / "out").iterdir()) == sorted(
-        [*pretrain.VOCABULARY, "params_shapes.json", *(f"params_{i}.npy" for i in range(10))])
+        [*pretrain.VOCABULARY, "config.json", "params_shapes.json", *(f"params_{i}.npy" for i in range(10))])
     lines = log_of(folder)
     assert [set(line) for line in lines] == 4 * [{"n_epochs", "n_updates", "tr_cost", "va_cost", "tr_ppl", "va_ppl",
                                                   "unigram_ppl"}]
@@ -223,8 +223,20 @@ def test_continued_pre_training_starts_from_the_folder_and_keeps_its_vocabulary(
     other = write_text(folder, 30, seed=9)
     run(desc="on", init_dir=folder / "out", model_dir=folder / "on", text=[write_text(folder), other], n_ctx=6, lr=0,
         n_merges=5)
-    for name in (*pretrain.VOCABULARY, *(f"params_{i}.npy" for i in range(10)), "params_shapes.json"):
+    for name in (*pretrain.VOCABULARY, *(f"params_{i}.npy" for i in range(10)), "params_shapes.json",
+                 "config.json"):
         assert (folder / "on" / name).read_bytes() == (folder / "out" / name).read_bytes(), name  # all 10 positions
+
+
+def test_it_continues_from_a_folder_of_the_hubs_form(run):
+    folder = run()
+    out = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    model = LMModel.from_pretrained(folder / "out")
+    export_hub_model(model, folder / "hub", TextEncoder(*(folder / "out" / name for name in pretrain.VOCABULARY)))
+    run(desc="on", init_dir=folder / "hub", model_dir=folder / "on", lr=0)
+    for name in ("params_3.npy", "params_shapes.json", "config.json", "vocab_40000.bpe"):
+        assert (folder / "on" / name).read_bytes() == out[name], name
+    assert json.loads((folder / "on" / pretrain.VOCABULARY[0]).read_text()) == json.loads(out[pretrain.VOCABULARY[0]])
 
 
 def test_several_files_are_one_text(run):
@@ -349,6 +361,8 @@ def test_a_model_that_is_there_is_not_overwritten(run, capsys):
 @pytest.mark.parametrize("changes, answer", [
     (dict(n_embd=24), "do not fit the model in .*: give --n_embd 12 --n_layer 2"),
     (dict(n_layer=3), "do not fit the model in .*: give --n_embd 12 --n_layer 2"),
+    (dict(n_head=3), r"--n_head is 3, but the model in .* \(width 12\) has 2"),
+    (dict(afn="relu"), "--afn is relu, but the model in .* has gelu"),
     (dict(n_ctx=11), "--n_ctx is 11, allowed is 2 to 10")])
 def test_a_model_that_does_not_fit_gets_one_line(run, capsys, changes, answer):
     folder = run()

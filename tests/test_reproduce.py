@@ -18,6 +18,7 @@ import opt
 import reproduce
 import train
 from datasets import TEST_FILE, VALID_FILE
+from formats import checks
 from model_pytorch import LMModel, dotdict, export_openai_model
 from utils import read_log, run_script
 
@@ -295,7 +296,7 @@ def test_weights_of_the_released_size_are_verified(work, pretrained, capfd, monk
     assert "13 files are NOT those that were published" in text and "verified by" not in text
     # and with the ids that were published, they pass
     folder = work.folder / "model"
-    table = {name: wanted._replace(expected=download_model.git_blob_id(folder / name), least_size=1)
+    table = {name: wanted._replace(expected=checks.git_blob_id(folder / name), least_size=1)
              for name, wanted in download_model.OPENAI_FILES.items()}
     monkeypatch.setattr(download_model, "OPENAI_FILES", table)
     reproduce.main(pretrained)

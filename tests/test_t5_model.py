@@ -78,13 +78,19 @@ def test_every_layers_stream_is_the_originals(case):
             assert near(stream[keep], numbers[f"{prefix}/{i:02d}"][keep], 1e-5), (prefix, i)
 
 
-def test_encoder_and_logits_are_the_originals_with_zeros_at_padding(case):
+@pytest.mark.parametrize("path", ["plain", "fast"])
+def test_encoder_and_logits_are_the_originals_with_zeros_at_padding(case, path):
     numbers, model = case
     assert torch.equal(shift_right(numbers["tgt"]), numbers["decoder_inputs"].long())
     mask, tgt_mask = numbers["src"] != 0, numbers["tgt"] != 0
     with torch.no_grad():
-        memory = model.encode(numbers["src"], mask)
-        logits = model(numbers["src"], numbers["decoder_inputs"], mask, tgt_mask)
+        if path == "plain":
+            memory = model.encode(numbers["src"], mask)
+            logits = model(numbers["src"], numbers["decoder_inputs"], mask, tgt_mask)
+        else:
+            memory = fast_t5.encode(model, numbers["src"], mask)
+            hidden = fast_t5.hidden_states(model, numbers["src"], numbers["decoder_inputs"], mask, tgt_mask)
+            logits = hidden @ model.logits_weight().T
     assert near(memory, numbers["encoder_output"], 1e-5)
     assert near(logits, numbers["logits"], 2e-5)
     assert memory[~mask].abs().max() == 0 and logits[~tgt_mask].abs().max() == 0

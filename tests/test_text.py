@@ -1,9 +1,12 @@
 """The text encoder: exact on the original's 315 texts, and by a small vocabulary of our own."""
 
 import json
+import re
 
 import ftfy
+import numpy as np
 import pytest
+import torch
 
 from formats import progress
 from formats.errors import BadInput, MissingInput
@@ -86,7 +89,8 @@ def test_a_damaged_vocabulary_gets_one_line(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"", "line 1"), (b"a b\n", "line 1"), (b"#version: 0.2\n", "no merges"), (b"#version: 0.2\na b\na\n", "line 3"),
+    (b"", "no merges"), (b"a b c\n", "line 1"), (b"#version: 0.2\n", "no merges"),
+    (b"#version: 0.2\na b\na\n", "line 3"),
     (b"#version: 0.2\na b c\n", "line 2"), (b"#version: 0.2\n\xff\n", "UTF-8"), (b"version https://git-lfs", "LFS"),
     (b"#version: 0.2\na b\n\nc d\n", "line 3")])
 def test_damaged_merges_get_one_line(tmp_path, content, message):
@@ -100,3 +104,68 @@ def test_a_missing_vocabulary_says_where_to_get_it(tmp_path):
     for read in (read_encoder, read_merges):
         with pytest.raises(MissingInput, match="finetune-transformer-lm"):
             read(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("text", [
+    "a" + " " * 300 + "b", "a \n \n\t\n b", "\n\n", " \u2028 \u00a0\nx", "x\r\ny", "a\u3000b"])
+def test_blanks_become_what_the_original_s_two_patterns_make_of_them(text):
+    want = re.sub(r"[^\S\n]+", " ", re.sub(r"\s*\n\s*", " \n ", text)).strip()
+    assert text_standardize(text) == want
+
+
+# ---- from Python
+
+@pytest.mark.parametrize("texts, answer", [
+    ("cat", "encode takes a list of texts, but got str 'cat'"), (b"cat", "got bytes"), (None, "got NoneType"),
+    (["a", None], r"texts\[1\] is NoneType 'None', expected a string"), ([float("nan")], r"texts\[0\] is float 'nan'"),
+    (["a", "b", ["c"]], r"texts\[2\] is list"), ([b"a"], r"texts\[0\] is bytes")])
+def test_what_is_no_list_of_texts_gets_one_line(small_vocabulary, texts, answer):
+    with pytest.raises(BadInput, match=answer):
+        TextEncoder(*small_vocabulary).encode(texts)
+
+
+def test_any_iterable_of_texts_is_encoded(small_vocabulary):
+    encoder = TextEncoder(*small_vocabulary)
+    want = encoder.encode(["low", "new"], verbose=False)
+    for texts in (("low", "new"), np.array(["low", "new"]), iter(["low", "new"]), {"low": 1, "new": 2}.keys()):
+        assert encoder.encode(texts, verbose=False) == want
+
+
+@pytest.mark.parametrize("kind", [
+    list, tuple, iter, np.array, torch.tensor, lambda ids: torch.tensor(ids, dtype=torch.int16), lambda ids:
+    np.array(ids, dtype=np.uint8), lambda ids: [torch.tensor(i) for i in ids], lambda ids: list(np.array(ids))])
+def test_any_sequence_of_ids_is_decoded(small_vocabulary, kind):
+    encoder = TextEncoder(*small_vocabulary)
+    ids = encoder.encode(["low newer"], verbose=False)[0]
+    assert encoder.decode(kind(ids)) == "low newer"
+    assert encoder.decode(kind([*ids, 99])) == "low newer <unk>"
+
+
+@pytest.mark.parametrize("ids, answer", [
+    ("low", "decode takes a list of token ids, but got str 'low'"), (5, "got int '5'"), (torch.tensor(5), "got Tensor"),
+    ([-100, 5], r"ids\[0\] is -100, expected 0 or more"), (torch.tensor([5, -1]), r"ids\[1\] is -1"),
+    ([1.0], r"ids\[0\] is float '1.0'"), ([[1, 2]], r"ids\[0\] is list"), (torch.ones(2, 2).long(), "one row"),
+    (torch.ones(2), "float"), (["1"], "str")])
+def test_what_are_no_ids_gets_one_line(small_vocabulary, ids, answer):
+    with pytest.raises(BadInput, match=answer) as caught:
+        TextEncoder(*small_vocabulary).decode(ids)
+    assert "\n" not in str(caught.value)
+
+
+def test_length_and_name(small_vocabulary):
+    encoder = TextEncoder(*small_vocabulary)
+    assert len(encoder) == 93 and repr(encoder) == "TextEncoder(93 tokens, 5 merges)"
+    encoder.encoder["_start_"] = 93
+    assert len(encoder) == 94
+
+
+def test_a_long_text_is_named_before_it_is_encoded(small_vocabulary, monkeypatch):
+    encoder, said = TextEncoder(*small_vocabulary), []
+
+    class Bar(list):
+        def set_postfix(self, **values):
+            said.append(values)
+
+    monkeypatch.setattr("formats.progress.bar", lambda texts, **_: Bar(texts))
+    encoder.encode(["low", "low " * 25_000, "low"])
+    assert said == [dict(text=1, characters=100_000)]

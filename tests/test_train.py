@@ -13,8 +13,9 @@ from conftest import write_small_vocabulary
 
 import train
 from datasets import TEST_FILE, VALID_FILE
-from model_pytorch import ACT_FNS, LMModel, dotdict, export_openai_model
+from model_pytorch import ACT_FNS, LMModel, dotdict, export_hub_model, export_openai_model
 from opt import SCHEDULES
+from text_utils import TextEncoder
 from training import finetuning
 from training.distributed import World
 from utils import read_log, run_script
@@ -234,9 +235,23 @@ def test_bad_options_get_one_line(setup, capfd, name):
     refused(setup(**changes), capfd, message, setup.folder)
 
 
+def test_a_folder_of_the_hubs_form_trains_to_the_same_parameters(setup, small_vocabulary, monkeypatch):
+    source = pretrained(setup.folder / "model", small_vocabulary)
+    export_hub_model(source, setup.folder / "hub", TextEncoder(*small_vocabulary))
+    monkeypatch.setattr("train.local_folder", lambda name: str(setup.folder / "hub") if name == "their/gpt" else name)
+    runs = {}
+    for desc, place in (("a", str(setup.folder / "model")), ("b", str(setup.folder / "hub")), ("c", "their/gpt")):
+        train.main(setup(desc=desc, model_dir=place, encoder_path=None, bpe_path=None, n_ctx=64, n_transfer=2,
+                         n_iter=1))
+        runs[desc] = parameters(setup, desc)[0]
+    for desc in "bc":
+        assert all(torch.equal(p, runs["a"][name]) for name, p in runs[desc].items())
+
+
 @pytest.mark.parametrize("changes, message", [
     (dict(n_ctx=65), "--n_ctx is 65.*6 to 64"), (dict(n_embd=24), "--n_embd is 24.*have 12.*--n_transfer -1"),
-    (dict(n_layer=3, n_transfer=3), "--n_transfer is 3.*-1 to 2")])
+    (dict(n_layer=3, n_transfer=3), "--n_transfer is 3.*-1 to 2"), (dict(n_head=3), "--n_head is 3.*has 2"),
+    (dict(afn="relu"), "--afn is relu.*has gelu")])
 def test_options_that_do_not_fit_the_weights(setup, small_vocabulary, capfd, changes, message):
     pretrained(setup.folder / "model", small_vocabulary)
     refused(setup(**dict(model_dir=str(setup.folder / "model"), n_transfer=2, n_ctx=64) | changes), capfd, message,

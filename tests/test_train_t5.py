@@ -13,8 +13,10 @@ from pretraining import argv
 
 import train_t5
 from datasets import COLUMNS, TEST_FILE, VALID_FILE
+from formats.files import load_tensors
 from pretrain_t5 import learn_vocabulary
 from t5_pytorch import EOS, PAD, T5, export_t5_model, shift_right
+from text_utils import SentencePieceEncoder
 from utils import read_log, run_script
 
 SIZES = dict(d_model=18, d_ff=30, n_head=3, d_kv=5, n_layer=2)
@@ -59,7 +61,12 @@ def test_a_run_writes_log_parameters_submission_and_accuracies(setup, capsys):
     assert f"ROCStories Valid Accuracy: {best:.2f}\n" in out and "ROCStories Test Accuracy:  " in out
     predictions = (setup.folder / "submission" / "ROCStories.tsv").read_text().split("\n")
     assert predictions[0] == "index\tprediction" and len(predictions) == 23
-    assert (setup.folder / "save" / "tiny" / "best_params").is_file()
+    folder = setup.folder / "save" / "tiny"
+    best, saved = load_tensors(folder / "best_params"), T5.from_pretrained(folder)
+    assert all(torch.equal(p, saved.state_dict()[name]) for name, p in best.items())
+    assert saved.encoder.dropout.p == 0.1
+    assert (folder / "spiece.model").read_bytes() == (setup.folder / "t5" / "spiece.model").read_bytes()
+    assert SentencePieceEncoder.from_folder(folder).encode(["choice1"])
 
 
 def test_released_sizes_come_from_config_json(setup, capsys):
@@ -125,7 +132,7 @@ def test_training_loss_is_the_original_s(golden, case, plain):
                feed_forward="gated-gelu" if gated else "relu", tie_logits=not gated)
     t5_pytorch.load_t5_pretrained_model(model, str(golden / "t5" / case / "checkpoint"))
     inputs, targets = (torch.from_numpy(z[k]).long() for k in ("inputs", "targets"))
-    loss = train_t5.training_loss(Namespace(plain=plain), model, inputs, targets)
+    loss = train_t5.training_loss(Namespace(plain=plain, label_smoothing=0.0), model, inputs, targets)
     assert loss.item() == pytest.approx(float(z["loss_train"]), rel=1e-5)
     loss.backward()
     for name, p in model.named_parameters():
@@ -145,6 +152,7 @@ BAD = {
     "model": (None, dict(model="huge"), "--model.*huge.*small"),
     "dropout": (None, dict(dropout=1), "--dropout is 1"),
     "n_head": (None, dict(n_head=0), "--n_head is 0"),
+    "label_smoothing": (None, dict(label_smoothing=1.1), "--label_smoothing is 1.1"),
     "analysis": (None, dict(analysis=True), "--submit"),
     "no data": (None, dict(data_dir="nowhere"), "cs.rochester.edu"),
     "header": (lambda f: write_csv(f / "data" / VALID_FILE, rows(3), header=[*COLUMNS[:-1], "Answer"]), {},
@@ -175,6 +183,17 @@ def test_a_vocabulary_larger_than_the_model_is_refused(setup, capfd):
     assert "160 ids" in capfd.readouterr().err
     config = json.load(open(setup.folder / "t5" / "config.json"))
     assert config["vocab_size"] == 128
+
+
+def test_label_smoothing_is_used_with_and_without_plain(setup):
+    ends = {}
+    for desc, changes in (("fast", dict(label_smoothing=0.2)), ("plain", dict(label_smoothing=0.2, plain=True)),
+                          ("none", {})):
+        train_t5.main(setup(desc=desc, dropout=0, n_iter=1, **changes))
+        ends[desc] = torch.load(setup.folder / "save" / desc / "checkpoint", weights_only=True)["model"]
+    name = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+    largest = (ends["none"][name] - ends["fast"][name]).abs().max()
+    assert largest > 1e-5 and (ends["plain"][name] - ends["fast"][name]).abs().max() < 0.02 * largest
 
 
 def test_sources_longer_than_n_ctx_are_cut_with_one_warning(setup, capfd):

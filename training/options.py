@@ -106,6 +106,28 @@ def check_gpt_sizes(args):
         raise BadInput(f"--n_head is {args.n_head}, which does not divide --n_embd {args.n_embd}")
 
 
+def settle_heads(n_head, afn, released, folder):
+    """Return (n_head, afn) of a GPT to be loaded: what was asked for, else what its folder says.
+
+    Args:
+        n_head, afn: the options, or None. released: the Released model. folder: its name, for messages.
+    Raises:
+        BadInput: the two contradict each other, or nothing says how many heads there are.
+    """
+    for option, given, known in (("n_head", n_head, released.n_head), ("afn", afn, released.afn)):
+        if None not in (given, known) and given != known:
+            raise BadInput(f"--{option} is {given}, but the model in {folder} (width {released.n_embd}) has {known}; "
+                           f"give --{option} {known}")
+    n_head = released.n_head if n_head is None else n_head
+    if n_head is None:
+        raise BadInput(f"{folder}: has no config.json, and the weights do not tell the number of attention heads; "
+                       "give --n_head")
+    if released.n_embd % n_head:
+        raise BadInput(f"--n_head is {n_head}, which does not divide the width {released.n_embd} of the weights in "
+                       f"{folder}")
+    return n_head, afn or released.afn or "gelu"
+
+
 def add_t5_size_options(group, note):
     """Add the sizes of a T5 of one's own; note: when they may be given."""
     group.add_argument("--d_model", type=int, help=f"width ({note})")
@@ -140,6 +162,6 @@ def own_t5_size(config, args, n_tokens):
         if getattr(args, option) is not None:
             config.update(dict.fromkeys(arguments, getattr(args, option)))
     if args.feed_forward is not None:
-        config.update(feed_forward=args.feed_forward, tie_logits=args.feed_forward == "relu")
+        config.update(feed_forward=args.feed_forward, tie_logits=args.feed_forward == "relu", scale_logits=None)
     config.update(dict.fromkeys(("enc_num_tokens", "dec_num_tokens"), -(-n_tokens // 128) * 128))
     return config
