@@ -15,6 +15,7 @@ the training starts from another model folder and keeps its vocabulary. (Radford
 import json
 import os
 import sys
+import tempfile
 from collections import Counter
 
 import numpy as np
@@ -25,13 +26,13 @@ import fast.gpt
 import opt
 from formats import gpt_vocabulary
 from formats.errors import BadInput, warn
-from formats.files import write_atomically
+from formats.files import write_atomically, write_bytes
 from formats.gpt_files import read_pretrained
 from formats.words import english_tokenizer
 from loss import word_loss
 from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
 from text_utils import TextEncoder
-from training import corpus, distributed, loop, options, pretraining
+from training import corpus, distributed, loop, options, pretraining, runs
 from utils import OneLineParser, require_ranges, run_script
 
 VOCABULARY = gpt_vocabulary.OPENAI_FILES
@@ -68,6 +69,7 @@ def check_args(args, world):
     options.check_run_options(args, world)
     options.check_gpt_sizes(args)
     pretraining.check_corpus_options(args, (*VOCABULARY, "params_shapes.json"))
+    pretraining.source_folder(args, VOCABULARY)
     if args.init_dir is None:
         return args.n_ctx
     released = read_pretrained(args.init_dir)
@@ -174,18 +176,19 @@ def encode_words(encoder, words, numbers):
 
 
 def load_data(args, folder):
-    """Read the text, learn the vocabulary or copy it from --init_dir, and encode the text.
+    """Read the text, learn the vocabulary or copy it from --init_dir or --init_from, and encode the text.
 
     Args:
-        folder: where the vocabulary is written to.
+        folder: where the vocabulary is written to, if there is none to copy.
     Returns:
         encoder: a TextEncoder. train, held_out: int32 [n, n_ctx], token ids.
     """
     words, numbers = read_words(args.text)
-    if args.init_dir is None:
+    source = pretraining.source_folder(args, VOCABULARY)
+    if source is None:
         write_vocabulary(folder, *learn_vocabulary(words, np.bincount(numbers), args.n_merges, args.n_chars))
     else:
-        copy_vocabulary(args.init_dir, folder)
+        copy_vocabulary(source, folder)
     encoder = TextEncoder.from_folder(folder)
     ids = encode_words(encoder, words, numbers)
     unknown = np.count_nonzero(ids == encoder.encoder.get(UNKNOWN, 0))
@@ -199,10 +202,18 @@ def main(argv=None):
     args = parse_args(argv)
     world = distributed.join(args.device)
     n_positions = check_args(args, world)
+    with runs.alone(args, world, os.path.join(args.model_dir, VOCABULARY[0])):
+        run(args, world, n_positions)
+
+
+def run(args, world, n_positions):
+    """Train and write the model, with options that are checked; see check_args."""
+    start = runs.starting_parameters(args)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    folder = pretraining.vocabulary_folder(args)
-    encoder, train, held_out = load_data(args, folder)
+    with tempfile.TemporaryDirectory() as folder:  # the run's own keeps its vocabulary until all is checked
+        encoder, train, held_out = load_data(args, folder)
+        vocabulary = pretraining.read_files(folder, VOCABULARY)
     n_vocab = len(encoder.encoder)
     n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
     if args.n_warmup >= n_updates_total:
@@ -213,8 +224,14 @@ def main(argv=None):
         print(f"{train.size:,} tokens to train on, {held_out.size:,} held out (unigram perplexity {unigram:.1f}), "
               f"{n_vocab:,} in the vocabulary, {n_updates_total:,} updates")
 
+    if args.init_from is not None:
+        n_positions = runs.n_positions(start, n_vocab)
+        if args.n_ctx > n_positions:
+            raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {n_positions}, the positions in {start.path}")
     model = LMModel(args, n_vocab + n_positions, n_positions)
-    if args.init_dir is None:
+    if args.init_from is not None:
+        runs.load(model, start, None, verbose=world.is_first)
+    elif args.init_dir is None:
         with torch.no_grad():
             for p in model.parameters():
                 if p.ndim > 1:
@@ -243,9 +260,10 @@ def main(argv=None):
                                      len(sequences) * (args.n_ctx - 1), args, world)
 
     pretraining.train(args, model, optimizer, train, held_out, tower_loss, pretraining.make_evaluation(cost, unigram),
-                      world)
+                      world, vocabulary)
     if world.is_first:
-        copy_vocabulary(folder, args.model_dir)
+        for name, data in vocabulary.items():
+            write_bytes(os.path.join(args.model_dir, name), data)
         export_openai_model(model, args.model_dir)
         pretraining.print_ending(args, "train.py", f" --n_embd {args.n_embd} --n_head {args.n_head} --n_layer "
                                  f"{args.n_layer} --n_transfer {args.n_layer} --n_ctx {n_positions} --afn {args.afn}")

@@ -16,6 +16,7 @@ import io
 import os
 import re
 import sys
+import tempfile
 
 import numpy as np
 import sentencepiece
@@ -26,10 +27,10 @@ import loss
 import opt
 from formats import progress
 from formats.errors import BadInput, is_first_process
-from formats.files import write_atomically
+from formats.files import write_bytes
 from t5_pytorch import EOS, T5, T5_CONFIGS, export_t5_model, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import N_SENTINELS, SentencePieceEncoder
-from training import corpus, distributed, loop, options, pretraining
+from training import corpus, distributed, loop, options, pretraining, runs
 from training.span_corruption import corrupt, random_spans_helper
 from utils import OneLineParser, require_ranges, run_script
 
@@ -71,6 +72,7 @@ def check_args(args, world):
     if args.init_dir is not None and sizes:
         raise BadInput(f"--{sizes[0]} has no effect with --init_dir, whose config.json gives the sizes: leave it out")
     pretraining.check_corpus_options(args, ("spiece.model", "model.safetensors"))
+    pretraining.source_folder(args, ["spiece.model"])
     lengths = random_spans_helper(args.n_ctx, args.noise_density, args.mean_noise_span_length)
     if args.n_ctx - 1 - lengths[0] * (1 - args.noise_density) > N_SENTINELS - 2:
         raise BadInput(f"--n_ctx {args.n_ctx} with --noise_density {args.noise_density} and --mean_noise_span_length "
@@ -121,7 +123,7 @@ def learn_vocabulary(lines, n_pieces):
 
 
 def load_data(args, folder, tokens_length):
-    """Read the text, learn the vocabulary or copy it from --init_dir, and encode the text.
+    """Read the text, learn the vocabulary or copy it from --init_dir or --init_from, and encode the text.
 
     Args:
         folder: where spiece.model is written to.
@@ -132,23 +134,17 @@ def load_data(args, folder, tokens_length):
     lines = list(corpus.read_lines(args.text))
     if not lines:
         raise BadInput(f"{', '.join(args.text)}: nothing but blank lines; give some text")
-    if args.init_dir is None:
+    source = pretraining.source_folder(args, ["spiece.model"])
+    if source is None:
         data = learn_vocabulary(lines, args.n_pieces)
     else:
-        SentencePieceEncoder.from_folder(args.init_dir)  # answers a bad file before it is copied
-        with open(os.path.join(args.init_dir, "spiece.model"), "rb") as f:
-            data = f.read()
+        SentencePieceEncoder.from_folder(source)  # answers a bad file before it is copied
+        data = pretraining.read_files(source, ["spiece.model"])["spiece.model"]
     write_bytes(path, data)
     encoder = SentencePieceEncoder(path)
     ids = [np.array(encoder.encode([line], verbose=False)[0], dtype=np.int32)
            for line in progress.bar(lines, desc="encode", unit="line", show=is_first_process())]
     return encoder, *corpus.hold_out(corpus.cut_sequences(np.concatenate(ids), tokens_length), args.held_out)
-
-
-def write_bytes(path, data):
-    """Write bytes to a file, atomically."""
-    with write_atomically(path) as temporary, open(temporary, "wb") as f:
-        f.write(data)
 
 
 def mean_loss(args, model, src, targets, z_loss=0.0):
@@ -167,10 +163,18 @@ def main(argv=None):
     args = parse_args(argv)
     world = distributed.join(args.device)
     tokens_length, _ = check_args(args, world)
+    with runs.alone(args, world, os.path.join(args.model_dir, "spiece.model")):
+        run(args, world, tokens_length)
+
+
+def run(args, world, tokens_length):
+    """Train and write the model, with options that are checked; see check_args."""
+    start = runs.starting_parameters(args)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    folder = pretraining.vocabulary_folder(args)
-    encoder, train, held_out = load_data(args, folder, tokens_length)
+    with tempfile.TemporaryDirectory() as folder:  # the run's own keeps its vocabulary until all is checked
+        encoder, train, held_out = load_data(args, folder, tokens_length)
+        vocabulary = pretraining.read_files(folder, ["spiece.model"])
     n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
 
     def corrupted(rows, rng):
@@ -189,7 +193,9 @@ def main(argv=None):
               f"{encoder.n_tokens:,} in the vocabulary, {n_updates_total:,} updates")
 
     model = T5(**model_config(args, encoder.n_tokens))
-    if args.init_dir is not None:
+    if args.init_from is not None:
+        runs.load(model, start, None, verbose=world.is_first)
+    elif args.init_dir is not None:
         report = load_t5_pretrained_model(model, args.init_dir)
         if world.is_first:
             print(f"loaded {len(report['loaded'])} variables from {args.init_dir}")
@@ -210,10 +216,9 @@ def main(argv=None):
         return mean_loss(args, model, src, targets) * targets.numel()
 
     pretraining.train(args, model, optimizer, train, held_out, tower_loss, pretraining.make_evaluation(cost, unigram),
-                      world)
+                      world, vocabulary)
     if world.is_first:
-        with open(os.path.join(folder, "spiece.model"), "rb") as f:
-            write_bytes(os.path.join(args.model_dir, "spiece.model"), f.read())
+        write_bytes(os.path.join(args.model_dir, "spiece.model"), vocabulary["spiece.model"])
         export_t5_model(model, args.model_dir)
         pretraining.print_ending(args, "train_t5.py")
 

@@ -26,7 +26,7 @@ from formats.gpt_files import WHERE_FROM, read_pretrained
 from loss import double_head_loss
 from model_pytorch import DoubleHeadModel, load_openai_pretrained_model
 from text_utils import TextEncoder
-from training import distributed, finetuning, loop, options
+from training import distributed, finetuning, loop, options, runs
 from utils import OneLineParser, encode_dataset, require_ranges, run_script
 
 SPECIAL = ("_start_", "_delimiter_", "_classify_")
@@ -71,7 +71,7 @@ def check_args(args, world):
     options.check_run_options(args, world)
     finetuning.check_task_options(args)
     options.check_gpt_sizes(args)
-    if args.n_transfer < 0:
+    if args.n_transfer < 0 or args.init_from is not None:
         return None
     released = read_pretrained(args.model_dir)
     if args.n_embd != released.n_embd:
@@ -85,6 +85,18 @@ def check_args(args, world):
     return released.n_vocab
 
 
+def fit(story, endings, max_len, n_ctx):
+    """Cut a story and its endings to max_len tokens each; where they still do not fit into n_ctx, more.
+
+    Only a run that goes on, or starts from another's parameters, has a given n_ctx which they may not fit. There the
+    endings keep up to half of it, and the story the rest.
+    """
+    if len(story[:max_len]) + max(len(ending[:max_len]) for ending in endings) + 3 > n_ctx:
+        endings = [ending[:n_ctx // 2 - 2] for ending in endings]
+        story = story[:n_ctx - 3 - max(map(len, endings))]
+    return story[:max_len], [ending[:max_len] for ending in endings]
+
+
 def transform_roc(X1, X2, X3, max_len, n_ctx, n_vocab):
     """Lay out cloze examples for the model (TF function `transform_roc`).
 
@@ -93,7 +105,7 @@ def transform_roc(X1, X2, X3, max_len, n_ctx, n_vocab):
     Args:
         X1, X2, X3: token ids of the stories, the first and the second endings.
         max_len: tokens of a story or an ending that are kept.
-        n_ctx: length of a sequence; shorter ones are padded with token 0.
+        n_ctx: length of a sequence; shorter ones are padded with token 0, longer ones cut, see fit.
         n_vocab: tokens; the three special tokens come right after, then the positions.
     Returns:
         X: int32 [n, 2, n_ctx, 2], token ids and position ids. M: float32 [n, 2, n_ctx], 1 at tokens, 0 at padding.
@@ -103,8 +115,9 @@ def transform_roc(X1, X2, X3, max_len, n_ctx, n_vocab):
     M = np.zeros((len(X1), 2, n_ctx), dtype=np.float32)
     X[..., 1] = np.arange(n_ctx) + n_vocab + len(SPECIAL)
     for i, (story, *endings) in enumerate(zip(X1, X2, X3, strict=True)):
+        story, endings = fit(story, endings, max_len, n_ctx)
         for k, ending in enumerate(endings):
-            tokens = [start, *story[:max_len], delimiter, *ending[:max_len], classify]
+            tokens = [start, *story, delimiter, *ending, classify]
             X[i, k, :len(tokens), 0] = tokens
             M[i, k, :len(tokens)] = 1
     return X, M
@@ -116,9 +129,11 @@ def longest(splits, max_len):
                    for X1, X2, X3, *_ in splits for x1, x2, x3 in zip(X1, X2, X3, strict=True))
 
 
-def load_data(args, encoder):
+def load_data(args, encoder, n_ctx=None):
     """Read and encode the data set.
 
+    Args:
+        n_ctx: positions that the parameters have already, where there are some; None: what the data need.
     Returns:
         (splits, n_ctx): train, valid and test as (X, M, Y) arrays, see transform_roc; positions per sequence.
     """
@@ -128,7 +143,13 @@ def load_data(args, encoder):
     if cut:
         warn(f"{cut} of {sum(len(s[0]) for s in splits)} stories have a part longer than {max_len} tokens, "
              f"which was cut (--n_ctx {args.n_ctx})")
-    n_ctx = min(longest(splits, max_len), args.n_ctx)
+    needed = longest(splits, max_len)
+    if n_ctx is None:
+        n_ctx = min(needed, args.n_ctx)
+    elif needed > n_ctx:
+        cut = sum(longest([[[part] for part in story]], max_len) > n_ctx
+                  for split in splits for story in zip(*split[:3], strict=True))
+        warn(f"{cut} stories need up to {needed} positions and were cut, as the parameters have {n_ctx}")
     n_vocab = len(encoder.decoder)
     return [(*transform_roc(*split[:3], max_len, n_ctx, n_vocab), split[3]) for split in splits], n_ctx
 
@@ -160,6 +181,13 @@ def main(argv=None):
     args = parse_args(argv)
     world = distributed.join(args.device)
     n_vocab_pretrained = check_args(args, world)
+    with runs.alone(args, world):
+        run(args, world, n_vocab_pretrained)
+
+
+def run(args, world, n_vocab_pretrained):
+    """Train and predict, with options that are checked; see check_args."""
+    start = runs.starting_parameters(args)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     encoder = TextEncoder(args.encoder_path, args.bpe_path)
@@ -167,17 +195,21 @@ def main(argv=None):
     if n_vocab_pretrained not in (None, n_vocab):
         raise BadInput(f"{args.encoder_path}: has {n_vocab} pieces, but the weights in {args.model_dir} have "
                        f"{n_vocab_pretrained} tokens; the two do not belong together; {WHERE_FROM}")
+    vocabulary = zlib.crc32(repr(sorted(encoder.decoder.items())).encode())
     for name in SPECIAL:
         encoder.encoder[name] = len(encoder.encoder)
-    splits, n_ctx = load_data(args, encoder)
+    splits, n_ctx = load_data(args, encoder, start and runs.n_positions(start, n_vocab + len(SPECIAL)))
     data = [[torch.from_numpy(array).to(world.device) for array in split] for split in splits]
     (trX, trM, trY), (vaX, _, vaY), (teX, _, _) = data
     n_updates_total = loop.updates_per_epoch(len(trX), args) * args.n_iter
 
     model = DoubleHeadModel(args, encoder.encoder["_classify_"], "multiple_choice",
                             vocab=n_vocab + len(SPECIAL) + n_ctx, n_ctx=n_ctx)
-    load_openai_pretrained_model(model, n_ctx=n_ctx, n_special=len(SPECIAL), n_transfer=args.n_transfer,
-                                 n_embd=args.n_embd, path=args.model_dir, verbose=world.is_first)
+    load_openai_pretrained_model(model, n_ctx=n_ctx, n_special=len(SPECIAL),
+                                 n_transfer=args.n_transfer if args.init_from is None else -1, n_embd=args.n_embd,
+                                 path=args.model_dir, verbose=world.is_first and args.init_from is None)
+    if args.init_from is not None:
+        runs.load(model, start, vocabulary, verbose=world.is_first)
     model.to(world.device)
     optimizer = make_optimizer(args, model, n_updates_total)
     loop.compile_blocks(args, model.transformer.h, dynamic=True)
@@ -198,7 +230,7 @@ def main(argv=None):
     fingerprint = 0
     for array in (*splits[0], *splits[1]):
         fingerprint = zlib.crc32(np.ascontiguousarray(array).tobytes(), fingerprint)
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
+    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
     if args.submit:
         path = finetuning.submit(args, model, world, lambda: logits("test"))
         if args.analysis and world.is_first:

@@ -9,6 +9,7 @@ and the prediction is the target with the larger log-probability. Writes the fil
 tr_cost and va_cost are the cross entropy of choosing between the two targets, in nats per example.
 """
 
+import os
 import sys
 import zlib
 
@@ -22,7 +23,7 @@ import opt
 from formats.errors import BadInput, warn
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import SentencePieceEncoder
-from training import distributed, finetuning, loop, options
+from training import distributed, finetuning, loop, options, runs
 from utils import OneLineParser, require_ranges, run_script
 
 TARGETS = ("choice1", "choice2")
@@ -128,11 +129,22 @@ def main(argv=None):
     args = parse_args(argv)
     world = distributed.join(args.device)
     check_args(args, world)
+    with runs.alone(args, world):
+        run(args, world)
+
+
+def run(args, world):
+    """Train and predict, with options that are checked; see check_args."""
+    start = runs.starting_parameters(args)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     encoder = SentencePieceEncoder.from_folder(args.model_dir)
+    with open(os.path.join(args.model_dir, "spiece.model"), "rb") as f:
+        vocabulary = zlib.crc32(f.read())
     model = T5(**model_config(args, encoder.n_tokens))
-    if args.from_scratch:
+    if args.init_from is not None:
+        runs.load(model, start, vocabulary, verbose=world.is_first)
+    elif args.from_scratch:
         if world.is_first:
             print("loaded nothing (--from_scratch)")
     else:
@@ -171,7 +183,7 @@ def main(argv=None):
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
     orders = loop.draw_orders(args.n_iter, len(sources[0]))
     fingerprint = zlib.crc32(repr((sources[:2], trY.tolist(), vaY.tolist())).encode())
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
+    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
     if args.submit:
         path = finetuning.submit(args, model, world, lambda: logits("test"))
         if args.analysis and world.is_first:

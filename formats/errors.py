@@ -17,7 +17,7 @@ class MissingInput(FileNotFoundError):
 
 def is_first_process():
     """True in the one process of a run, or in the first of several; the others stay quiet."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") in ("", "1") or os.environ.get("RANK", "0") == "0"
 
 
 def warn(message):

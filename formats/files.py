@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 import zipfile
 
@@ -59,6 +60,24 @@ def write_atomically(path):
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def remove_leftovers(path):
+    """Remove what write_atomically left beside `path` when its process was killed.
+
+    Only for a file that no other process is writing now, see locks.locked.
+    """
+    folder, name = os.path.dirname(path) or ".", re.escape(os.path.basename(path))
+    for other in os.listdir(folder):
+        if re.fullmatch(name + r"\.[a-z0-9_]{8}\.tmp", other):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(folder, other))
+
+
+def write_bytes(path, data):
+    """Write bytes to a file, atomically."""
+    with write_atomically(path) as temporary, open(temporary, "wb") as f:
+        f.write(data)
 
 
 def save_tensors(path, value):

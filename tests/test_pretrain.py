@@ -257,8 +257,14 @@ def test_a_stopped_run_continues_bit_for_bit(run, monkeypatch, capsys):
 def test_other_text_is_not_resumed(run, capsys):
     run()
     capsys.readouterr()
+    kept = {name: (run.folder / "save" / "tiny" / name).read_bytes() for name in pretrain.VOCABULARY}
     assert run_script(pretrain.main, run.argv(resume=True, text=write_text(run.folder, 100, 5))) == 2
-    assert "--data" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "training and validation data are not those of then" in err and "--data" not in err
+    # nor does a mistake found after the vocabulary is learned cost the run its own
+    assert run_script(pretrain.main, run.argv(n_warmup=1000, text=write_text(run.folder, 90, 6),
+                                              model_dir=run.folder / "other")) == 2
+    assert kept == {name: (run.folder / "save" / "tiny" / name).read_bytes() for name in pretrain.VOCABULARY}
 
 
 @pytest.mark.parametrize("changes", [

@@ -4,7 +4,9 @@ With one process everything here does nothing, so scripts need no special case.
 """
 
 import atexit
+import contextlib
 import importlib
+import json
 import os
 from datetime import timedelta
 
@@ -13,6 +15,11 @@ import torch.distributed as dist
 
 from formats.errors import BadInput
 from utils import Stopped, select_device
+
+WANTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# What somebody types whose cluster starts the processes: each task is one of them, and the first node is asked.
+WITH_SRUN = ("srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS MASTER_PORT=29500 "
+             "MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1) python SCRIPT OPTIONS'")
 
 
 class World:
@@ -59,6 +66,32 @@ class World:
         """Return when every process has called this."""
         self.any(False)
 
+    def gather(self, text):
+        """Return the texts that all processes give here, by rank."""
+        data = text.encode()
+        lengths = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        lengths[self.rank] = len(data)
+        table = torch.zeros(self.size, int(self.sum(lengths).max()), dtype=torch.int64, device=self.device)
+        table[self.rank, :len(data)] = torch.tensor(list(data))
+        return [bytes(row[:n]).decode() for row, n in zip(self.sum(table).tolist(), lengths.tolist(), strict=True)]
+
+    def agree(self, values):
+        """Compare values over all processes: what they do not agree on would go wrong in silence.
+
+        Args:
+            values: {name: number, string, list or None}.
+        Raises:
+            BadInput: in every process, where they differ; it names what differs, and both values.
+        """
+        if self.size == 1:
+            return
+        first, *others = map(json.loads, self.gather(json.dumps(values)))
+        for rank, theirs in enumerate(others, 1):
+            differ = [f"{name} is {first.get(name)!r} in process 0 and {theirs.get(name)!r} in process {rank}"
+                      for name in first | theirs if first.get(name) != theirs.get(name)]
+            if differ:
+                raise BadInput(f"the processes do not agree: {'; '.join(differ)}; give all of them the same")
+
 
 def join(device="auto"):
     """Return the World that torchrun's environment variables describe; one process without them.
@@ -70,14 +103,21 @@ def join(device="auto"):
         device: 'auto', 'cpu' or 'cuda'. With CUDA each process takes the GPU of its local rank (nccl); on CPUs
             the processes talk through gloo.
     Raises:
-        BadInput: CUDA is asked for and absent, or has fewer GPUs than this machine has processes.
+        BadInput: CUDA is asked for and absent, or has fewer GPUs than this machine has processes; or the
+            environment's variables do not fit together, or the processes do not find each other.
     """
     device = select_device(device)
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    size = world_size()
     if size == 1:
         return World(0, 1, device)
+    missing = [name for name in WANTED if not os.environ.get(name)]
+    if missing:
+        raise BadInput(f"WORLD_SIZE is {size}, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not "
+                       f"set; start with torchrun, or unset WORLD_SIZE for a single process, or type {WITH_SRUN}")
+    rank = _whole_number("RANK", 0, size - 1)
+    port = _whole_number("MASTER_PORT", 0, 65535)
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", 0))
+        local = _whole_number("LOCAL_RANK", 0, size - 1) if "LOCAL_RANK" in os.environ else 0
         if local >= torch.cuda.device_count():
             raise BadInput(f"process {local} of this machine has no GPU of its own: torch sees "
                            f"{torch.cuda.device_count()}; start fewer with --nproc_per_node, or give --device cpu")
@@ -87,9 +127,45 @@ def join(device="auto"):
         # The threads of the group end with the last reference to it. These functions have it as a default argument
         # where they are imported later, as torch's compiler does, and would keep it.
         importlib.import_module("torch.distributed.nn.functional")
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise BadInput(f"process {rank} of {size} does not reach the others at MASTER_ADDR "
+                           f"{os.environ['MASTER_ADDR']}, MASTER_PORT {port} ({_reason(error)}); give another port "
+                           "(torchrun: --master_port), or unset WORLD_SIZE for a single process") from None
         atexit.register(_leave)
     return World(rank, size, device)
+
+
+def world_size():
+    """Return how many processes the environment asks for, 1 where it asks for none.
+
+    Raises:
+        BadInput: WORLD_SIZE is no number, or srun started several tasks that know nothing of each other.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return _whole_number("WORLD_SIZE", 1, None)
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks not in ("", "1"):
+        raise BadInput(f"srun started {tasks} tasks, but RANK and WORLD_SIZE are not set, so that each would train for "
+                       f"itself; type {WITH_SRUN}")
+    return 1
+
+
+def _whole_number(name, low, high):
+    """Return the number in an environment variable."""
+    value = os.environ[name]
+    with contextlib.suppress(ValueError):
+        if int(value) >= low and (high is None or int(value) <= high):
+            return int(value)
+    allowed = f"from {low} to {high}" if high is not None else f"of at least {low}"
+    raise BadInput(f"the environment variable {name} is {value!r}, expected a whole number {allowed}; unset it for a "
+                   "single process, or start with torchrun")
+
+
+def _reason(error):
+    """Return an error of torch's in a few words, without the trace that it carries."""
+    return str(error).split("\n")[0].split("Exception raised")[0].strip()[:300] or type(error).__name__
 
 
 def _leave():

@@ -12,19 +12,24 @@ import contextlib
 import math
 import os
 import signal
+import zlib
 
 import numpy as np
 import torch
 
 from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart
 from formats import progress
-from formats.errors import BadInput
-from formats.files import load_tensors, make_path, save_tensors
+from formats.errors import BadInput, warn
+from formats.files import load_tensors, make_path, remove_leftovers, save_tensors, write_bytes
 from utils import ResultLogger, Stopped
 
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
 FREE_ON_RESUME = {"resume", "submit", "analysis", "save_every", "device", "log_dir", "save_dir", "submission_dir",
-                  "data_dir", "model_dir", "encoder_path", "bpe_path", "out", "text", "compile"}
+                  "data_dir", "model_dir", "encoder_path", "bpe_path", "out", "text", "valid_text", "compile"}
+
+# What a checkpoint notes besides the options -> what is said where it differs
+FROM_DATA = {"data": "the training and validation data are not those of then",
+             "vocabulary": "the vocabulary is not that of then"}
 
 
 def paths(args):
@@ -110,17 +115,26 @@ def updates_per_epoch(n_train, args):
 def load_checkpoint(path, model, optimizer, options):
     """Restore model and optimizer from `path` and return the rest, {'n_updates', 'n_epochs', 'best_score'}.
 
+    A run that is finished and only predicts (--submit) may be given other data, with a warning.
+
     Raises:
-        BadInput: the file is damaged, or was written with other options (each is named with both values).
+        BadInput: the file is damaged, or was written with other options (each is named with both values) or data.
     """
     saved = load_tensors(path)
     try:
         theirs = saved["options"]
         differ = [f"--{name} {theirs.get(name)!r} then, {value!r} now" for name, value in options.items()
-                  if name not in FREE_ON_RESUME and theirs.get(name) != value]
+                  if name not in FREE_ON_RESUME and name not in FROM_DATA and theirs.get(name) != value]
+        # a checkpoint of before they were noted has some of them not
+        others = [what for name, what in FROM_DATA.items() if name in theirs and theirs[name] != options[name]]
+        if others == [FROM_DATA["data"]] and options.get("submit") and saved["n_epochs"] >= options["n_iter"]:
+            warn(f"{path}: the run is finished, but {others[0]} (they are not needed to predict)")
+        else:
+            differ += others
         if differ:
-            raise BadInput(f"{path}: written with other options: {'; '.join(differ)}; give the same, "
-                           "or another --desc, or start afresh without --resume")
+            raise BadInput(f"{path}: written with other options or data: {'; '.join(differ)}; give the same, "
+                           "or another --desc (--init_from starts a new run from these parameters), or start afresh "
+                           "without --resume")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         return {name: saved[name] for name in ("n_updates", "n_epochs", "best_score")}
@@ -129,7 +143,15 @@ def load_checkpoint(path, model, optimizer, options):
                        "start afresh without --resume, or give another --desc") from None
 
 
-def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint=0):
+def fingerprint_of(model):
+    """Return a number that tells a model's parameters from others."""
+    value = 0
+    for p in model.parameters():
+        value = zlib.crc32(p.detach().cpu().contiguous().numpy(), value)
+    return value
+
+
+def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint=0, vocabulary=0, files=None):
     """Train for args.n_iter epochs; log, keep the best parameters, write checkpoints.
 
     Every update takes n_gpu towers of n_batch examples; the towers are shared out among the processes, a process
@@ -143,9 +165,12 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
         tower_loss: function of example numbers [n_batch] returning their mean loss, a scalar tensor.
         evaluate: function returning (values to log, score); higher scores are better.
         world: see distributed.World.
-        fingerprint: a number that tells the training data from others, checked on resume.
+        fingerprint: a number that tells the training data from others, checked on resume and between processes.
+        vocabulary: a number that tells the vocabulary from others, noted for who starts from these parameters.
+        files: {name: bytes} of what belongs to the run and is kept in its folder, written when all is checked.
     Raises:
-        BadInput: the loss is not finite, a file cannot be written, or a checkpoint does not fit.
+        BadInput: the loss is not finite, a file cannot be written, a checkpoint does not fit, or the processes have
+            other data or parameters.
         Stopped: SIGINT or SIGTERM came; a checkpoint has been written.
     """
     file = paths(args)
@@ -153,7 +178,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     per_epoch = updates_per_epoch(len(order), args)
     total = per_epoch * len(orders)
     options = dict(vars(args))
-    options["data"] = int(fingerprint)
+    options["data"], options["vocabulary"] = int(fingerprint), int(vocabulary)
     state = {"n_updates": 0, "n_epochs": 0, "best_score": -math.inf}
     resumed = args.resume and os.path.isfile(file["checkpoint"])
     if world.any(resumed) and world.any(not resumed):
@@ -161,11 +186,21 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
                        "folder that all machines share")
     if resumed:
         state = load_checkpoint(file["checkpoint"], model, optimizer, options)
+        if state["n_epochs"] >= args.n_iter:
+            total = state["n_updates"]
+    if world.size > 1:
+        world.agree({"the fingerprint of the training and validation data": options["data"],
+                     "the fingerprint of the vocabulary": options["vocabulary"], "the number of updates": total,
+                     "the fingerprint of the parameters": fingerprint_of(model)})
     logger = None
     if world.is_first:
-        make_path(file["checkpoint"])
-        if not resumed and os.path.isfile(file["checkpoint"]):  # another run's: never to be resumed as this one
-            os.replace(file["checkpoint"], file["checkpoint"] + ".previous")
+        for path in file.values():
+            remove_leftovers(make_path(path))
+        for path in (file["checkpoint"], file["best"]):
+            if not resumed and os.path.isfile(path):  # another run's: never to be taken for this one's
+                os.replace(path, path + ".previous")
+        for name, data in (files or {}).items():
+            write_bytes(os.path.join(os.path.dirname(file["checkpoint"]), name), data)
         keep = (lambda line: line.get("n_updates", 0) <= state["n_updates"]) if resumed else None
         logger = ResultLogger(file["log"], keep=keep, **options)
         if args.resume:
@@ -176,6 +211,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     def save_checkpoint():
         require_finite({name: torch.linalg.vector_norm(p.detach(), 1).item() for name, p in model.named_parameters()})
         if world.is_first:
+            remove_leftovers(file["checkpoint"])
             save_tensors(file["checkpoint"], {**state, "options": options, "model": model.state_dict(),
                                               "optimizer": optimizer.state_dict()})
 
@@ -194,6 +230,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
         if score > state["best_score"]:
             state["best_score"] = score
             if world.is_first:
+                remove_leftovers(file["best"])
                 save_tensors(file["best"], model.state_dict())
         if world.is_first:
             logger.log(n_epochs=state["n_epochs"], n_updates=state["n_updates"], **values)

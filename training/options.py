@@ -45,6 +45,9 @@ def add_run_options(parser, n_iter, n_batch, n_gpu):
     run.add_argument("--save_every", type=int, default=100,
                      help="updates between checkpoints, besides the one after each epoch; 0: only those")
     run.add_argument("--resume", action="store_true", help="continue from <desc>/checkpoint if there is one")
+    run.add_argument("--init_from", metavar="FILE or FOLDER",
+                     help="start a new run from another's parameters: its folder in save/, its best_params or its "
+                          "checkpoint; sizes and vocabulary have to be the same")
 
 
 def add_device_option(parser):

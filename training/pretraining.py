@@ -5,9 +5,9 @@ import zlib
 
 import torch
 
-from formats.errors import BadInput
+from formats.errors import BadInput, MissingInput
 from formats.files import load_tensors
-from training import corpus, loop
+from training import corpus, loop, runs
 
 
 def add_corpus_options(parser, what_is_kept):
@@ -40,11 +40,6 @@ def check_corpus_options(args, names):
                        "give another folder, or delete that one")
 
 
-def vocabulary_folder(args):
-    """Return the folder of the run, where the vocabulary waits for the model."""
-    return os.path.dirname(loop.paths(args)["checkpoint"])
-
-
 def mean_cost(arrays, batch_cost, n_tokens, args, world):
     """Return the mean cost of a token, in nats; the batches are shared out among the processes.
 
@@ -75,14 +70,46 @@ def make_evaluation(cost, unigram):
     return evaluate
 
 
-def train(args, model, optimizer, train_part, held_out, tower_loss, evaluate, world):
+def source_folder(args, names):
+    """Return the folder whose vocabulary is kept: that of --init_dir, or of the run of --init_from; None for a new one.
+
+    Args:
+        names: files of a vocabulary.
+    Raises:
+        MissingInput, BadInput: both are given, or there are no parameters or no vocabulary at --init_from.
+    """
+    if args.init_from is None:
+        return args.init_dir
+    if args.init_dir is not None:
+        raise BadInput("--init_from and --init_dir both say where the parameters come from: give one of them")
+    folder = os.path.dirname(runs.file_of(args.init_from)) or "."
+    for name in names:
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise MissingInput(f"--init_from {args.init_from}: there is no {name} beside the parameters; expected the "
+                               "folder of a run of this script in save/, or a file in it")
+    return folder
+
+
+def read_files(folder, names):
+    """Return {name: bytes} of some files of a folder."""
+    files = {}
+    for name in names:
+        with open(os.path.join(folder, name), "rb") as f:
+            files[name] = f.read()
+    return files
+
+
+def train(args, model, optimizer, train_part, held_out, tower_loss, evaluate, world, vocabulary):
     """Run the loop over sequences [n, length], then put the best parameters into the model.
 
-    The arguments are those of loop.train.
+    Args:
+        vocabulary: {name: bytes} of its files, which are kept in the folder of the run.
+        The others are those of loop.train.
     """
     fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train_part.tobytes()))
     orders = loop.SeededOrders(args.seed, args.n_iter, len(train_part))
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint)
+    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint,
+               vocabulary=zlib.crc32(b"".join(vocabulary.values())), files=vocabulary)
     world.wait()  # the first process has written the best parameters
     model.load_state_dict(load_tensors(loop.paths(args)["best"], map_location=world.device))
 
