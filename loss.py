@@ -3,7 +3,7 @@
 GPT-1: L1 is the language-model loss, L2 the task's, and fine-tuning minimises L3 = L2 + lambda L1
 (paper sections 3.1 and 3.2; TF function `model`). T5: cross entropy with a squared log normaliser
 (TF `mtf.layers.softmax_cross_entropy_with_logits`). fast/cross_entropy.py has the same without the
-memory for all logits.
+memory for all logits. A label of IGNORED is none, as for F.cross_entropy: its loss is 0, and no mean counts it.
 
 Letters in the shape comments: b sequences or examples, c choices of an example, t positions, v rows
 of the vocabulary.
@@ -11,6 +11,8 @@ of the vocabulary.
 
 import torch
 import torch.nn.functional as F
+
+from formats.t5_files import IGNORED, PAD
 
 
 def at_least_float32(x):
@@ -22,13 +24,15 @@ def lm_losses(lm_logits, x, m):
     """L1: the language-model loss of each sequence.
 
     Args:
-        lm_logits: [b * (t - 1), v]; x: int [b, t, 2]; m: [b, t], 1 at tokens to learn from, 0 at padding.
+        lm_logits: [b * (t - 1), v]; x: int [b, t, 2], whose ids are the labels; m: [b, t], 1 at tokens to learn from,
+            0 at padding.
     Returns:
         [b], sum(masked token losses) / sum(mask[1:]) in nats; 0 where the mask is all zeros.
     """
     b, t = m.shape
-    losses = F.cross_entropy(at_least_float32(lm_logits), x[:, 1:, 0].flatten().long(), reduction="none")
-    m = m[:, 1:].to(losses.dtype)
+    labels = x[:, 1:, 0].long()
+    losses = F.cross_entropy(at_least_float32(lm_logits), labels.flatten(), reduction="none")
+    m = (m[:, 1:] * (labels != IGNORED)).to(losses.dtype)
     return (losses.view(b, t - 1) * m).sum(1) / m.sum(1).clamp(min=torch.finfo(m.dtype).tiny)
 
 
@@ -56,12 +60,19 @@ def task_losses(logits, y):
     """
     logits = at_least_float32(logits)
     if logits.size(1) == 1:
-        return F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype).view(-1), reduction="none")
+        y = y.to(logits.dtype).view(-1)
+        return F.binary_cross_entropy_with_logits(logits[:, 0], y, reduction="none").masked_fill(y == IGNORED, 0)
     return F.cross_entropy(logits, y.to(logits.dtype) if y.dim() == 2 else y.long(), reduction="none")
 
 
+def mean_task_loss(losses, y):
+    """The mean of task_losses [b] over the examples that have a label; 0 where none has. y: see task_losses."""
+    is_distribution = y.dim() == 2 and y.size(1) > 1
+    return losses.sum() / (max(len(losses), 1) if is_distribution else (y != IGNORED).sum().clamp(min=1))
+
+
 def double_head_loss(lm_logits, clf_logits, x, m, y, lm_coef):
-    """L3: the fine-tuning loss from the two heads' logits, mean(task_losses) + lm_coef * mean(lm_losses).
+    """L3: the fine-tuning loss from the two heads' logits, mean_task_loss + lm_coef * mean(lm_losses).
 
     Args:
         lm_logits: [b * c * (t - 1), v]; clf_logits: [b, n]; x: int [b, c, t, 2] (or [b, t, 2]); m: [b, c, t] (or
@@ -71,40 +82,47 @@ def double_head_loss(lm_logits, clf_logits, x, m, y, lm_coef):
     """
     clf = task_losses(clf_logits, y)
     lm = lm_losses(lm_logits, x.flatten(0, -3), m.flatten(0, -2))
-    loss = clf.mean()
-    return (loss + lm_coef * lm.mean() if lm_coef else loss), clf, lm
+    loss = mean_task_loss(clf, y)
+    return (loss + lm_coef * lm.sum() / max(len(lm), 1) if lm_coef else loss), clf, lm
 
 
-def token_losses(logits, targets, z_loss=0.0):
+def token_losses(logits, targets, z_loss=0.0, label_smoothing=0.0):
     """T5's loss of each token: cross entropy + z_loss * log(Z)^2, log Z the logsumexp of the logits.
 
     Args:
         logits: [..., v]; targets: int [...]; z_loss: 1e-4 in the original's training, 0 in evaluation.
+        label_smoothing: share of the target's probability that is spread over all v rows, as F.cross_entropy does.
     Returns:
         [...], in nats. Padding is not left out.
     """
     logits = at_least_float32(logits)
-    losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten().long(), reduction="none").view(targets.shape)
-    return losses + z_loss * logits.logsumexp(-1).square() if z_loss else losses
+    losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten().long(), reduction="none",
+                             label_smoothing=label_smoothing).view(targets.shape)
+    return losses + z_loss * logits.logsumexp(-1).square() * (targets != IGNORED) if z_loss else losses
 
 
-def t5_loss(logits, targets, z_loss=0.0):
+def is_real(targets):
+    """bool, the shape of targets: True at tokens, False at PAD and IGNORED."""
+    return (targets != PAD) & (targets != IGNORED)
+
+
+def t5_loss(logits, targets, z_loss=0.0, label_smoothing=0.0):
     """The original's training loss: token_losses of real tokens, over the number of all positions.
 
     Args:
-        logits: [b, t, v]; targets: int [b, t], padded with 0; z_loss: see token_losses.
+        logits: [b, t, v]; targets: int [b, t], padded with PAD or IGNORED; z_loss, label_smoothing: see token_losses.
     Returns:
         a scalar, in nats.
     """
-    return (token_losses(logits, targets, z_loss) * (targets != 0)).sum() / targets.numel()
+    return (token_losses(logits, targets, z_loss, label_smoothing) * is_real(targets)).sum() / max(targets.numel(), 1)
 
 
 def target_log_probs(logits, targets):
     """The log-probability of each target sequence: minus the sum of its real tokens' losses.
 
     Args:
-        logits: [b, t, v]; targets: int [b, t], padded with 0.
+        logits: [b, t, v]; targets: int [b, t], padded with PAD or IGNORED.
     Returns:
         float32 [b].
     """
-    return -(token_losses(logits, targets) * (targets != 0)).sum(-1)
+    return -(token_losses(logits, targets) * is_real(targets)).sum(-1)

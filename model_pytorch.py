@@ -217,16 +217,22 @@ class TransformerModel(nn.Module):
         """Refuse an x that is no tensor of (token id, position id).
 
         Raises:
-            BadInput: another shape or type, or position ids that are not among the last n_ctx rows of `we`.
+            BadInput: another shape or type, token ids that are no rows of `we`, or position ids that are not among
+                its last n_ctx rows.
         """
         first = self.n_vocab - self.n_ctx
         if x.dim() < 2 or x.size(-1) != 2 or x.dtype not in (torch.int32, torch.int64):
             raise BadInput(f"x is {str(x.dtype).removeprefix('torch.')} {list(x.shape)}, expected int "
                            f"[..., length, 2]: token ids and position ids, which start at {first} here")
-        if _is_true(((x[..., 1] < first) | (x[..., 1] >= self.n_vocab)).any()):
-            raise BadInput(f"x has position ids from {int(x[..., 1].min())} to {int(x[..., 1].max())}, expected int "
-                           f"[..., length, 2] with {first} to {self.n_vocab - 1} in x[..., 1]: the last {self.n_ctx} "
-                           f"of the {self.n_vocab} rows of we")
+        tokens, positions = x.unbind(-1)
+        if _is_true(((tokens < 0) | (positions < first) | (x >= self.n_vocab).any(-1)).any()):
+            if positions.min() < first or positions.max() >= self.n_vocab:
+                raise BadInput(f"x has position ids from {int(positions.min())} to {int(positions.max())}, expected "
+                               f"int [..., length, 2] with {first} to {self.n_vocab - 1} in x[..., 1]: the last "
+                               f"{self.n_ctx} of the {self.n_vocab} rows of we")
+            raise BadInput(f"x has token ids from {int(tokens.min())} to {int(tokens.max())}, expected 0 to "
+                           f"{self.n_vocab - 1} in x[..., 0]; a label of -100 is no token: the mask m says what is not "
+                           "learned from")
 
 
 def drops(dropout):
@@ -420,11 +426,13 @@ class LMModel(nn.Module):
     def loss(self, x):
         """The paper's L1 as a mean: cross entropy of positions 1 .. t-1 of x int [b, t, 2] without padding, in nats.
 
-        The softmax is over all rows of `we`, as in fine-tuning. fast.gpt.lm_loss gives the same number faster.
+        A text of one token predicts nothing: 0. The softmax is over all rows of `we`, as in fine-tuning.
+        fast.gpt.lm_loss gives the same number faster.
         """
         logits = self.lm_head(*hidden_states_and_keep(self.transformer, x))[:, :-1]         # [b, t - 1, v]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits.flatten(0, 1), x[:, 1:, 0].flatten().long())
+        total = F.cross_entropy(logits.flatten(0, 1), x[:, 1:, 0].flatten().long(), reduction="sum")
+        return total / max(x[:, 1:, 0].numel(), 1)
 
 
 class DoubleHeadModel(nn.Module):

@@ -1,6 +1,7 @@
 """T5's generation: greedy, sampling, and beam search as the original's.
 
-    ids = beam_search(model, src, mask=src != PAD)
+    ids = beam_search(model, src, mask=src != PAD)                                          # [b, t], the best answers
+    ids, scores = beam_search(model, src, src != PAD, n_best=3, return_scores=True)         # [b, 3, t], [b, 3]
 
 The functions ask a Decoder for the next token's logits. The one here runs the model's own forward over all tokens so
 far; fast.t5 has the same functions with a Decoder that caches keys and values.
@@ -12,9 +13,13 @@ import contextlib
 import math
 
 import torch
+import torch.nn.functional as F
 
 from formats.errors import BadInput
 from t5_pytorch import EOS, PAD, START, require_finite
+
+STOP_EVERY = 8  # tokens between two questions to `stop`
+LARGEST_PENALTY = 1e30  # scores divided by it are still float32 numbers that can be told apart
 
 
 class Decoder:
@@ -65,6 +70,32 @@ def _require(name, value, fits, allowed):
         raise BadInput(f"{name} is {value}, expected {allowed}")
 
 
+def require_sampling(temperature, top_k, top_p):
+    """Raise BadInput for arguments of `sample` that are out of range, or mean nothing at temperature 0."""
+    _require("temperature", temperature, 0 <= temperature < math.inf, "0 or more")
+    _require("top_k", top_k, top_k >= 0, "0 (all) or more")
+    _require("top_p", top_p, 0 < top_p <= 1, "more than 0 and at most 1")
+    if temperature == 0 and (top_k or top_p < 1):
+        name, value = ("top_k", top_k) if top_k else ("top_p", top_p)
+        raise BadInput(f"{name} is {value}, but at temperature 0 nothing is drawn: give a temperature above 0 too")
+
+
+def stopped(stop, rows):
+    """bool [b, 1]: for each row of ids [b, t], whether `stop` (see generate) says that it needs no more."""
+    return torch.tensor([[bool(stop(row))] for row in rows.tolist()], dtype=torch.bool, device=rows.device).view(-1, 1)
+
+
+def _prefix_ids(prefix, src):
+    """The prefix (see generate) as int64 [b, p]; without one [b, 0]."""
+    if prefix is None:
+        return src.new_zeros(len(src), 0, dtype=torch.int64)
+    prefix = torch.as_tensor(prefix, dtype=torch.int64, device=src.device)
+    if prefix.dim() not in (1, 2) or (prefix.dim() == 2 and len(prefix) != len(src)):
+        raise BadInput(f"prefix has the shape {list(prefix.shape)}, expected [length], or [batch, length] with batch "
+                       f"{len(src)}")
+    return prefix.expand(len(src), -1)
+
+
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """Draw one id per row.
 
@@ -89,29 +120,35 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
 
 
 def generate(model, src, mask=None, max_length=None, temperature=0.0, top_k=0, top_p=1.0, generator=None,
-             decoder=None):
+             decoder=None, prefix=None, stop=None):
     """Greedy decoding, or sampling with temperature > 0 (TF function `sample_autoregressive`).
 
     Ends when every row has an EOS or max_length is reached.
 
     Args:
         model: a T5; src: int [b, s]; mask: bool [b, s], True = keep, or None.
-        max_length: most tokens, EOS included; None: as many as the source has (the original's rule).
+        max_length: most tokens after the prefix, EOS included; None: as many as the source has (the original's rule).
         temperature, top_k, top_p, generator: see sample.
         decoder: the class that answers with logits; Decoder by default.
+        prefix: int [p] or [b, p], without EOS and padding: how every answer, or each, begins.
+        stop: function of a row's ids so far (a list, without the prefix): whether it needs no more. It is asked
+            every STOP_EVERY tokens, so an answer may go on for a few more than it wants.
     Returns:
-        int64 [b, at most max_length], 0 after the first EOS.
+        int64 [b, at most p + max_length], 0 after the first EOS, and where `stop` ended a row.
     Raises:
         BadInput: an argument out of range.
     """
     max_length = src.shape[1] if max_length is None else max_length
     _require("max_length", max_length, max_length >= 1, "at least 1")
-    _require("temperature", temperature, 0 <= temperature < math.inf, "0 or more")
-    _require("top_k", top_k, top_k >= 0, "0 (all) or more")
-    _require("top_p", top_p, 0 < top_p <= 1, "more than 0 and at most 1")
+    require_sampling(temperature, top_k, top_p)
+    prefix = _prefix_ids(prefix, src)
+    if not len(src):
+        return prefix.clone()
     with evaluation_mode(model):
-        decoder = (decoder or Decoder)(model, src, mask, max_length)
-        token = src.new_full((len(src), 1), START, dtype=torch.int64)
+        decoder = (decoder or Decoder)(model, src, mask, prefix.shape[1] + max_length)
+        *read, token = F.pad(prefix, (1, 0), value=START).split(1, 1)
+        for forced in read:
+            decoder.step(forced)
         done = torch.zeros_like(token, dtype=torch.bool)
         ids = []
         for _ in range(max_length):
@@ -119,66 +156,95 @@ def generate(model, src, mask=None, max_length=None, temperature=0.0, top_k=0, t
             token = sample(logits, temperature, top_k, top_p, generator)[:, None]
             ids.append(token.masked_fill(done, PAD))
             done |= token == EOS
+            if stop is not None and len(ids) % STOP_EVERY == 0:
+                done |= stopped(stop, torch.cat(ids, 1))
             if done.all():
                 break
-    return torch.cat(ids, 1)  # outside of inference mode: a tensor that a loss accepts
+    return torch.cat([prefix, *ids], 1)  # outside of inference mode: a tensor that a loss accepts
 
 
-def beam_search(model, src, mask=None, max_length=None, beams=4, alpha=0.6, decoder=None):
+def beam_search(model, src, mask=None, max_length=None, beams=4, alpha=0.6, decoder=None, n_best=1,
+                return_scores=False, prefix=None):
     """Beam search as the original's (TF function `beam_search`; other libraries' differ).
 
     A hypothesis of n tokens, EOS included, scores log probability / ((5 + n) / 6)^alpha. Each step
     takes the 2 * beams best continuations; those that end compete for the finished places, the best
     others stay alive. All rows stop together: at the length limit, or once no alive hypothesis of
-    any row could still beat its worst finished one.
+    any row could still beat its worst finished one, and n_best have finished.
 
     Args:
         model, src, mask: as generate.
-        max_length: most tokens; None: as many as the source has. Never more than
+        max_length: most tokens after the prefix; None: as many as the source has. Never more than
             int(1.5 * longest source + 10), as in the original.
         beams: hypotheses kept per row; alpha: exponent of the length penalty.
-        decoder: as generate.
+        decoder, prefix: as generate. Scores and lengths n are those of what follows the prefix.
+        n_best: hypotheses returned per row, at most `beams`.
+        return_scores: return the scores too.
     Returns:
-        int64 [b, at most max_length], the best hypothesis of each row, 0 after EOS: the best
-        finished one, or the best alive one where none has finished.
+        ids: int64 [b, at most p + max_length], the best hypothesis of each row, 0 after EOS: the best finished one, or
+            the best alive one where none has finished. With n_best above 1: [b, n_best, ...], the finished ones from
+            the best down, then, where too few have finished, alive ones (they have no EOS).
+        scores, if asked for: float32 [b], or [b, n_best]; -inf: there is no such hypothesis.
     Raises:
         BadInput: an argument out of range.
     """
     b, device = len(src), src.device
-    longest = src.shape[1] if mask is None else int(mask.sum(1).max())
+    longest = src.shape[1] if mask is None or not b else int(mask.sum(1).max())
     max_length = min(src.shape[1] if max_length is None else max_length, int(1.5 * longest + 10))
     _require("max_length", max_length, max_length >= 1, "at least 1")
     _require("beams", beams, beams >= 1, "at least 1")
     _require("alpha", alpha, 0 <= alpha < math.inf, "0 or more")
+    limit = math.log(LARGEST_PENALTY) / math.log((6 + max_length) / 6)
+    _require("alpha", alpha, alpha <= limit, f"at most {limit:.1f} where answers may have {max_length} tokens")
+    _require("n_best", n_best, 1 <= n_best <= beams, f"1 to {beams}, the beams")
+    prefix = _prefix_ids(prefix, src)
+    if not b:
+        shape = (0,) if n_best == 1 else (0, n_best)
+        ids, scores = prefix.new_zeros(*shape, prefix.shape[1]), torch.zeros(shape, device=device)
+        return (ids, scores) if return_scores else ids
     with evaluation_mode(model):
-        decoder = (decoder or Decoder)(model, src, mask, max_length, beams)
-        alive = torch.zeros(b, beams, max_length, dtype=torch.int64, device=device)
+        decoder = (decoder or Decoder)(model, src, mask, prefix.shape[1] + max_length, beams)
+        *read, tokens = F.pad(prefix, (1, 0), value=START)[:, None].expand(-1, beams, -1).unbind(-1)
+        for forced in read:
+            decoder.step(forced)
+        alive = torch.zeros(b, beams, 0, dtype=torch.int64, device=device)      # grows by a token a step
         alive_score = torch.full((b, beams), -math.inf, device=device)          # log probability
         alive_score[:, 0] = 0                                                   # at first all beams are one
         finished = alive.clone()
         finished_score = torch.full_like(alive_score, -math.inf)                # -inf: an empty place
-        tokens, parents = torch.full((b, beams), START, device=device), None
+        parents = None
         for i in range(max_length):
             log_p = decoder.step(tokens, parents).log_softmax(-1) + alive_score[..., None]  # [b, n, v]
             v = log_p.shape[-1]
             score, index = log_p.flatten(1).topk(2 * beams)                     # [b, n*v] -> [b, 2n]
             beam, token = index // v, index % v
-            candidates = alive.gather(1, beam[..., None].expand(-1, -1, max_length))        # [b, 2n, length]
-            candidates[..., i] = token
+            candidates = torch.cat([_rows(alive, beam), token[..., None]], 2)   # [b, 2n, i + 1]
             ends = token == EOS
 
             penalty = ((5 + i + 1) / 6) ** alpha
-            all_finished = torch.cat([finished, candidates], 1)
+            all_finished = torch.cat([F.pad(finished, (0, 1)), candidates], 1)
             all_scores = torch.cat([finished_score, (score / penalty).masked_fill(~ends, -math.inf)], 1)
             finished_score, best = all_scores.topk(beams)                       # [b, n + 2n] -> [b, n]
-            finished = all_finished.gather(1, best[..., None].expand(-1, -1, max_length))
+            finished = _rows(all_finished, best)
 
             alive_score, best = score.masked_fill(ends, -math.inf).topk(beams)  # [b, 2n] -> [b, n]
-            alive = candidates.gather(1, best[..., None].expand(-1, -1, max_length))
+            alive = _rows(candidates, best)
             tokens, parents = token.gather(1, best), beam.gather(1, best)
 
             worst = finished_score.masked_fill(finished_score == -math.inf, math.inf).amin(1)
             bound = alive_score[:, 0] / ((5 + max_length) / 6) ** alpha
-            if ((worst > bound) & (worst < math.inf)).all():
+            if ((worst > bound) & (finished_score[:, n_best - 1] > -math.inf)).all():
                 break
-    return torch.where(finished_score[:, :1] > -math.inf, finished[:, 0], alive[:, 0])[:, :i + 1]
+    # Outside of inference mode, for tensors that a loss accepts. Both parts are sorted; empty places come last.
+    place = torch.cat([(finished_score == -math.inf) * 2, torch.ones_like(finished_score)], 1)
+    best = place.argsort(dim=1, stable=True)[:, :n_best]                            # [b, n + n] -> [b, n_best]
+    ids = torch.cat([prefix[:, None].expand(-1, n_best, -1), _rows(torch.cat([finished, alive], 1), best)], 2)
+    scores = torch.cat([finished_score, alive_score / penalty], 1).gather(1, best)
+    if n_best == 1:
+        ids, scores = ids[:, 0], scores[:, 0]
+    return (ids, scores) if return_scores else ids
+
+
+def _rows(x, index):
+    """x [b, m, t], index [b, n] -> [b, n, t]."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))

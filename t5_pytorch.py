@@ -27,6 +27,7 @@ from formats.t5_files import (  # noqa: F401 (offered from here too)
     EOS,
     EPSILON,
     FEED_FORWARD_KINDS,
+    IGNORED,
     MAX_DISTANCE,
     NUM_BUCKETS,
     PAD,
@@ -456,11 +457,12 @@ def shift_right(targets):
     The first padding position gets 0, not the last token (TF function `autoregressive_inputs`).
 
     Args:
-        targets: int [b, t], padded with 0.
+        targets: int [b, t], padded with PAD. IGNORED, a label that no loss counts, is read as PAD.
     Returns:
         int [b, t].
     """
-    return F.pad(targets[:, :-1], (1, 0), value=START) * (targets != PAD)
+    tokens = targets[:, :-1].masked_fill(targets[:, :-1] == IGNORED, PAD)
+    return F.pad(tokens, (1, 0), value=START) * (targets != PAD)
 
 
 def _released(dim, d_ff, heads, dim_head, depth, **version):

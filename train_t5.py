@@ -45,6 +45,8 @@ def parse_args(argv):
     model.add_argument("--n_ctx", type=int, default=512, help="source tokens at most; longer ones are cut")
     o = p.add_argument_group("the optimizer")
     o.add_argument("--lr", type=float, default=1e-3, help="constant rate of Adafactor")
+    o.add_argument("--label_smoothing", type=float, default=0.0,
+                   help="share of the target's probability that is spread over the vocabulary")
     return p.parse_args(argv)
 
 
@@ -54,7 +56,8 @@ def check_args(args, world):
     Raises:
         BadInput: naming the option, its value and the allowed values.
     """
-    require_ranges(args, options.RUN_RANGES | {"dropout": options.BELOW_ONE, "n_ctx": (8, None), "lr": (0, None)})
+    require_ranges(args, options.RUN_RANGES | {"dropout": options.BELOW_ONE, "n_ctx": (8, None), "lr": (0, None),
+                                              "label_smoothing": (0, 1)})
     options.check_run_options(args, world)
     finetuning.check_task_options(args)
     given = options.given_t5_sizes(args)
@@ -105,8 +108,9 @@ def training_loss(args, model, src, targets):
         src: int [b, s]; targets: int [b, t], both padded with PAD.
     """
     if args.plain:
-        return loss.t5_loss(model(src, shift_right(targets), src != PAD, targets != PAD), targets, Z_LOSS)
-    return fast.t5.training_loss(model, src, targets, Z_LOSS)
+        logits = model(src, shift_right(targets), src != PAD, targets != PAD)
+        return loss.t5_loss(logits, targets, Z_LOSS, args.label_smoothing)
+    return fast.t5.training_loss(model, src, targets, Z_LOSS, label_smoothing=args.label_smoothing)
 
 
 @torch.no_grad()

@@ -1,22 +1,42 @@
 """Keys and values of the positions that were read, so that generation reads each position once."""
 
+FIRST_SIZE = 64  # positions of a new buffer
+
+
+def grown(size, end, limit):
+    """The size of a buffer that has to hold `end` positions: the old size, or twice as much and more, up to a limit.
+
+    So buffers grow with what is generated, not with what may be, and are copied a few times in all.
+    """
+    return size if end <= size else min(max(2 * size, end, FIRST_SIZE), limit)
+
 
 class KeysValues:
-    """Those of one attention layer, in buffers [b, h, size, k] of their final size.
+    """Those of one attention layer, in buffers [b, h, size, k] that grow.
 
+    Args:
+        limit: most positions.
     Attributes:
-        length: positions held so far.
+        length: positions held so far. size: positions there is room for.
     """
 
-    def __init__(self, size):
-        self.size, self.length = size, 0
+    def __init__(self, limit):
+        self.limit, self.size, self.length = limit, 0, 0
 
     def extend(self, k, v):
         """Add k, v [b, h, t, k] of the newest positions; return all so far, [b, h, j, k] each."""
-        if self.length == 0:
-            self.k, self.v = (x.new_empty(*x.shape[:2], self.size, x.shape[3]) for x in (k, v))
         end = self.length + k.shape[2]
+        if end > self.size:
+            self.size = grown(self.size, end, self.limit)
+            old = (self.k, self.v) if self.length else (k[:, :, :0], v[:, :, :0])
+            self.k, self.v = (self._moved(x) for x in old)
         self.k[:, :, self.length:end] = k
         self.v[:, :, self.length:end] = v
         self.length = end
         return self.k[:, :, :end], self.v[:, :, :end]
+
+    def _moved(self, x):
+        """[b, h, j, k] -> a buffer [b, h, size, k] with the same positions in front."""
+        buffer = x.new_empty(*x.shape[:2], self.size, x.shape[3])
+        buffer[:, :, :self.length] = x[:, :, :self.length]
+        return buffer

@@ -7,11 +7,15 @@ gradient. Logits are computed a slice at a time and never stored whole. Its plai
 F.cross_entropy of hidden @ weight.T (tests/test_cross_entropy.py).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
 from fast.autograd import first_derivatives_only
 from fast.matmul import ROW_MULTIPLE, matmul
+from formats.errors import BadInput
+from loss import IGNORED
 
 # N tokens (n of one part), V rows of the vocabulary (v of one piece), D width of the hidden states
 
@@ -23,8 +27,11 @@ LOGITS_AT_ONCE = {8: 9 << 20, 4: 18 << 20, 2: 36 << 20}
 CPU_ROWS = 1024
 
 
-def linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0, keep=None, p=0.0):
+def linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0, keep=None, p=0.0, label_smoothing=0.0):
     """Return sum over tokens of scale * (cross entropy + z_loss * logsumexp(logits)^2), a scalar.
+
+    As for F.cross_entropy, a target of -100 is none. Any other that is no row of the weight is refused, or makes the
+    loss NaN on a GPU, which nobody waits for.
 
     logits = hidden @ weight.T, with dropout of the weight where `keep` is given. It has first derivatives in hidden
     and weight, and hands them out once: a second backward over the same graph is refused. Under autocast the matrix
@@ -33,19 +40,33 @@ def linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0, keep=None, 
     Args:
         hidden: [N, D].
         weight: [V, D].
-        targets: int64 [N], rows of weight.
+        targets: int64 [N], rows of weight, or -100.
         scale: float32 [N], the weight of each token's loss.
         z_loss: coefficient of the squared log normaliser (T5: 1e-4 in training).
         keep, p: uint8 [V, D] and a probability: weight * keep / (1 - p) takes the place of weight. The
             product is never written out, which saves a matrix as large as the weight.
+        label_smoothing: share of the target's probability that is spread over all V rows, 0 to 1.
+    Raises:
+        BadInput: a target or label_smoothing out of range.
     """
+    if not 0 <= label_smoothing <= 1:
+        raise BadInput(f"label_smoothing is {label_smoothing}, expected 0 to 1")
+    ignored = targets == IGNORED
+    targets, scale = targets.masked_fill(ignored, 0), scale.masked_fill(ignored, 0)
+    wrong = (targets < 0) | (targets >= len(weight))
+    if targets.device.type == "cpu":
+        if wrong.any():
+            raise BadInput(f"a target is {int(targets[wrong][0])}, expected 0 to {len(weight) - 1}, or {IGNORED} where "
+                           "there is none")
+    else:
+        targets, scale = targets.masked_fill(wrong, 0), scale.masked_fill(wrong, math.nan)
     wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _LinearCrossEntropy.apply(hidden, weight, targets, scale, z_loss, keep, p, wants_grad)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, scale, z_loss, keep, p, label_smoothing, wants_grad)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, scale, z_loss, keep, p, wants_grad):
+    def forward(ctx, hidden, weight, targets, scale, z_loss, keep, p, smoothing, wants_grad):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         pieces = _slices(len(weight), CPU_ROWS if device == "cpu" else len(weight))
@@ -62,6 +83,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             h = F.pad(hidden, (0, 0, 0, padding)).to(torch.promote_types(dtype, torch.float32)) / (1 - p)
             targets, scale = F.pad(targets, (0, padding)), F.pad(scale, (0, padding))[:, None]
             total = scale.new_zeros(())
+            # The mean logit of a token is its product with the mean row.
+            mean_row = sum(rows(piece).sum(0, dtype=h.dtype) for piece in pieces) / len(weight) if smoothing else None
             d_hidden, d_weight = (torch.zeros_like(h), weight.new_empty(weight.shape)) if wants_grad else (None, None)
             # How many tokens' exponentials fit in the gradient's memory, which nobody else needs until it is filled.
             reusable = wants_grad and device == "cpu"
@@ -73,7 +96,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if wants_grad:
                     reuse_gradient = part.start == 0 and len(h_part) <= tokens_that_fit
                     exps = [_scratch(len(h_part), d_weight[piece], dtype, reuse_gradient) for piece in pieces]
-                loss, factors = _loss_of_part(h_part.to(dtype), rows, pieces, target, weigh, z_loss, exps)
+                at_mean = (h_part @ mean_row)[:, None] if smoothing else None
+                loss, factors = _loss_of_part(h_part.to(dtype), rows, pieces, target, weigh, z_loss, exps, smoothing,
+                                              at_mean)
                 total += loss
                 if not wants_grad:
                     continue
@@ -83,9 +108,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_rows = matmul(exp.t(), (h_part * factor).to(dtype))           # [v, n] x [n, D] -> [v, D]
                     d_rows = d_rows if keep is None else d_rows.mul_(keep[piece])
                     d_weight[piece].add_(d_rows) if part.start else d_weight[piece].copy_(d_rows)
-                kept = 1 if keep is None else keep[target]
-                d_hidden[part].addcmul_(weight[target] * kept, -weigh)
-                d_weight.index_add_(0, target, (h_part * -weigh * kept).to(d_weight.dtype))
+                kept, at_target = 1 if keep is None else keep[target], weigh * (smoothing - 1)
+                d_hidden[part].addcmul_(weight[target] * kept, at_target)
+                d_weight.index_add_(0, target, (h_part * at_target * kept).to(d_weight.dtype))
+                if smoothing:
+                    d_hidden[part].addcmul_(mean_row, weigh, value=-smoothing)
+                    d_rows = (h_part * weigh).sum(0).mul_(-smoothing / len(weight)).to(d_weight.dtype)
+                    for piece in pieces:
+                        d_weight[piece].add_(d_rows if keep is None else d_rows * keep[piece])
             if wants_grad:
                 d_hidden = d_hidden[:n_tokens].div_(1 - p).to(hidden.dtype)
                 if n_tokens == 0:
@@ -104,7 +134,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if d_total.device.type != "cpu" or d_total != 1:
             d_hidden.mul_(d_total)
             d_weight.mul_(d_total)
-        return d_hidden, d_weight, None, None, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None, None, None, None
 
 
 def _slices(length, step):
@@ -118,15 +148,17 @@ def _scratch(n, d_rows, dtype, reuse_gradient):
     return memory.view(n, len(d_rows))
 
 
-def _loss_of_part(h, rows, pieces, targets, scale, z_loss, exps):
+def _loss_of_part(h, rows, pieces, targets, scale, z_loss, exps, smoothing, at_mean):
     """Return the loss of a few tokens, and factors of their gradient.
 
     Args:
         h: [n, D]; pieces: slices of the vocabulary; rows: function from one of them to [v, D];
         targets: int64 [n]; scale: [n, 1]; z_loss: see linear_cross_entropy;
-        exps: tensors [n, v] to be filled, one for each piece, or None.
+        exps: tensors [n, v] to be filled, one for each piece, or None;
+        smoothing: see linear_cross_entropy; at_mean: [n, 1], the mean logits it wants, or None.
     Returns:
-        the loss; factors [n, pieces]: the gradient of a piece's logits is factor * exp, less `scale` at the target.
+        the loss; factors [n, pieces]: the gradient of a piece's logits is factor * exp, less `scale` at the target
+        (with smoothing, less its share at every row).
     """
     tops, sums, at_target = [], [], 0
     for i, piece in enumerate(pieces):
@@ -145,4 +177,6 @@ def _loss_of_part(h, rows, pieces, targets, scale, z_loss, exps):
     log_z = (tops + torch.cat(sums, 1).log()).logsumexp(-1, keepdim=True)
     # d loss / d logits = scale * ((1 + 2 z_loss log_z) softmax(logits) - one_hot(target))
     factors = scale * (1 + 2 * z_loss * log_z) * (tops - log_z).exp()
+    if smoothing:
+        at_target = at_target.lerp(at_mean.to(at_target.dtype), smoothing)
     return ((log_z - at_target + z_loss * log_z.square()) * scale).sum(), factors

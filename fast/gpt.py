@@ -25,7 +25,7 @@ from fast.dropout import draw_keep, dropout, look_up, rate
 from fast.known import knows
 from fast.matmul import matmul, matmul_made, matmul_of
 from fast.packing import Packing
-from loss import double_head_loss, task_losses, word_loss
+from loss import double_head_loss, mean_task_loss, task_losses, word_loss
 from model_pytorch import MultipleChoiceHead
 
 
@@ -141,7 +141,7 @@ def hidden_states(m, x, packing=None, cache=None, only=None):
 
 
 def empty_cache(m, size):
-    """Return a cache for hidden_states that holds up to `size` positions."""
+    """Return a cache for hidden_states that holds up to `size` positions; memory is taken as they come."""
     return [KeysValues(size) for _ in m.h]
 
 
@@ -164,7 +164,7 @@ def losses(model, x, m, y, lm_coef):
         x: int [b, c, t, 2] (or [b, t, 2] for a classifier); m: [b, c, t] (or [b, t]), 1 at tokens the language model
             learns from; y: see loss.task_losses; lm_coef: weight of the language-model loss.
     Returns:
-        train_loss: mean(clf_losses) + lm_coef * mean(lm_losses), a scalar.
+        train_loss: mean_task_loss + lm_coef * mean(lm_losses), a scalar.
         clf_losses: [b].
     """
     if not knows(model) or not x.numel():
@@ -182,7 +182,7 @@ def losses(model, x, m, y, lm_coef):
     grid = packing.unpack(h)                                                 # [n, d] -> [bc, t, d]
     pooled = grid[torch.arange(len(grid), device=x.device), at.flatten()]    # [bc, d]
     clf_losses = task_losses(model.task_head.classify(pooled.unflatten(0, at.shape)), y)
-    loss = clf_losses.mean()
+    loss = mean_task_loss(clf_losses, y)
     if lm_coef:
         counts = scale[:, 1:t].ne(0)                                         # [bc, t - 1]
         hidden = grid[:, :-1][counts]                                        # -> [tokens that count, d]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 import loss
 import t5_decoding
-from fast.cache import KeysValues
+from fast.cache import KeysValues, grown
 from fast.cross_entropy import linear_cross_entropy
 from fast.dropout import rate
 from fast.known import knows
@@ -187,21 +187,23 @@ def _runs(model, *ids):
     return knows(model) and all(x.numel() for x in ids)
 
 
-def training_loss(model, src, targets, z_loss=0.0, padded=True):
+def training_loss(model, src, targets, z_loss=0.0, padded=True, label_smoothing=0.0):
     """The original's training loss, see loss.t5_loss.
 
     Args:
-        src: int [b, s]; targets: int [b, t], both padded with PAD.
+        src: int [b, s]; targets: int [b, t], both padded with PAD. A target of loss.IGNORED is no label.
         padded: False promises that neither has padding.
+        z_loss, label_smoothing: see loss.token_losses.
     Returns:
         a scalar, in nats.
     """
     mask, tgt_mask = (src != PAD, targets != PAD) if padded else (None, None)
     if not _runs(model, src, targets):
-        return loss.t5_loss(model(src, shift_right(targets), mask, tgt_mask), targets, z_loss)
+        return loss.t5_loss(model(src, shift_right(targets), mask, tgt_mask), targets, z_loss, label_smoothing)
     hidden = hidden_states(model, src, shift_right(targets), mask, tgt_mask).flatten(0, 1)      # [b, t, d] -> [b*t, d]
-    scale = (targets != PAD).flatten().float() / targets.numel()
-    return linear_cross_entropy(hidden, model.logits_weight(), targets.flatten().long(), scale, z_loss)
+    scale = loss.is_real(targets).flatten().float() / targets.numel()
+    return linear_cross_entropy(hidden, model.logits_weight(), targets.flatten().long(), scale, z_loss,
+                                label_smoothing=label_smoothing)
 
 
 def target_log_probs(model, src, candidates):
@@ -240,10 +242,10 @@ class Decoder:
         self.memory = [keys_values(part.layer[1].EncDecAttention, memory) for part in model.decoder.block]
         self.memory_bias = None if mask is None else additive(mask, memory.dtype)
         self.caches = [KeysValues(length * beams) for _ in model.decoder.block]
-        self.bias = stack_bias(model.decoder, 1, length).repeat_interleave(beams, dim=-1)  # [1, h, 1, length*n]
-        self.past = None
+        self.size, self.bias, self.past = 0, None, None
         if beams > 1:
-            self.past = self.bias.new_full((len(src), 1, beams, length * beams), masked(self.bias.dtype))
+            dtype = model.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.dtype
+            self.past = torch.full((len(src), 1, beams, 0), masked(dtype), dtype=dtype, device=src.device)
 
     def step(self, tokens, parents=None):
         """Read one more token per beam.
@@ -255,7 +257,9 @@ class Decoder:
             logits of the next token, float [b, n, v].
         """
         model, n, end = self.model, self.beams, (self.position + 1) * self.beams
-        bias = self.bias[..., (self.length - self.position - 1) * n:]           # [1, h, 1, end]
+        if self.position == self.size:
+            self._grow()
+        bias = self.bias[..., (self.size - self.position - 1) * n:]             # [1, h, 1, end]
         if n > 1:
             if parents is not None:
                 self.past = self.past.gather(2, parents[:, None, :, None].expand_as(self.past))
@@ -267,6 +271,13 @@ class Decoder:
         self.position += 1
         x = before_logits(model, require_finite(norm(model.decoder.final_layer_norm, x)))
         return linear(x, model.logits_weight()).float()
+
+    def _grow(self):
+        """Make the relative bias [1, h, 1, size*n], and room in `past`, for more positions."""
+        old, self.size = self.size, grown(self.size, self.size + 1, self.length)
+        self.bias = stack_bias(self.model.decoder, 1, self.size).repeat_interleave(self.beams, dim=-1)
+        if self.past is not None:
+            self.past = F.pad(self.past, (0, (self.size - old) * self.beams), value=masked(self.past.dtype))
 
 
 def _decoder(model, src):

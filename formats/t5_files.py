@@ -16,6 +16,7 @@ from formats.files import write_atomically
 from formats.tensor_files import find_tensor_files, merge_copies, plain_names, read_tensors, require_floats, same
 
 PAD, EOS, START = 0, 1, 0
+IGNORED = -100  # a label that the losses leave out, as F.cross_entropy does
 NUM_BUCKETS, MAX_DISTANCE, EPSILON = 32, 128, 1e-6
 FEED_FORWARD_KINDS = ("relu", "gated-gelu")
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # one matrix

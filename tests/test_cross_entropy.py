@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from fast import cross_entropy
 from fast.cross_entropy import linear_cross_entropy
+from formats.errors import BadInput
 
 
 def plain_linear_cross_entropy(hidden, weight, targets, scale, z_loss=0.0, keep=None, p=0.0):
@@ -39,6 +40,43 @@ def test_value_and_gradients_are_those_of_the_definition(monkeypatch, d, n, z_lo
         results.append([value, *torch.autograd.grad(value * factor, (hidden, weight))])
     for ours, want in zip(*results, strict=True):
         torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
+
+
+@pytest.mark.parametrize("d", [17, 70])
+@pytest.mark.parametrize("smoothing, z_loss", [(0.1, 0.0), (0.3, 1e-2), (1.0, 0.0)])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_smoothed_value_and_gradients_are_those_of_torch(monkeypatch, d, smoothing, z_loss, p):
+    monkeypatch.setitem(cross_entropy.LOGITS_AT_ONCE, 4, 2300 * 65)
+    hidden, weight, targets, scale = problem(150, d=d)
+    targets[5] = targets[77] = -100
+    keep = (torch.rand(weight.shape) > p).to(torch.uint8) if p else None
+    logits = hidden @ (weight if keep is None else weight * keep / (1 - p)).t()
+    losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    want = ((losses + z_loss * logits.logsumexp(-1).square() * (targets != -100)) * scale).sum()
+    value = linear_cross_entropy(hidden, weight, targets, scale, z_loss, keep, p, label_smoothing=smoothing)
+    results = [[v, *torch.autograd.grad(v, (hidden, weight))] for v in (value, want)]
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    with torch.no_grad():
+        torch.testing.assert_close(
+            linear_cross_entropy(hidden, weight, targets, scale, z_loss, keep, p, label_smoothing=smoothing), want)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_targets_that_are_no_rows_are_refused(grad):
+    hidden, weight, targets, scale = problem(40)
+    with torch.set_grad_enabled(grad):
+        for wrong in (-1, -99, len(weight)):
+            targets[3] = wrong
+            with pytest.raises(BadInput, match=f"target is {wrong}, expected 0 to {len(weight) - 1}, or -100"):
+                linear_cross_entropy(hidden, weight, targets, scale)
+        targets[3] = -100
+        scale[3] = 0
+        value = linear_cross_entropy(hidden, weight, targets, scale)
+        targets[3] = 0
+        torch.testing.assert_close(value, linear_cross_entropy(hidden, weight, targets, scale))
+        with pytest.raises(BadInput, match="label_smoothing is 1.5"):
+            linear_cross_entropy(hidden, weight, targets, scale, label_smoothing=1.5)
 
 
 def test_value_without_gradients_and_of_no_token():

@@ -13,6 +13,7 @@ from small_gpt import ALL_DROPOUTS, HEADS, batch_for, enlarge, lm_batch, small_l
 import loss
 from fast import gpt
 from fast.dropout import rate
+from formats.errors import BadInput
 
 CASES = ["gpt_gelu", "gpt_relu", "gpt_swish", "gpt_edge"]
 
@@ -278,7 +279,82 @@ def test_weights_in_bfloat16_train():
     assert abs(norms[0] / norms[1] - 1) < 0.1
 
 
-def test_no_example_gives_no_logits():
-    model = small_model().eval()
-    x, _, _ = story_batch(1)
-    assert gpt.choice_logits(model, x[:0]).shape == (0, 2)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", HEADS, ids=str)
+def test_no_example_gives_no_logits_and_a_loss_of_0(kind, training):
+    model = small_model(head=kind, **ALL_DROPOUTS).train(training)
+    x, m, y = (part[:0] for part in batch_for(kind))
+    for total, clf in (gpt.losses(model, x, m, y, 0.5), loss.double_head_loss(*model(x), x, m, y, 0.5)[:2]):
+        assert total == 0 and clf.shape == (0,)
+        total.backward()
+    assert model(x)[1].shape == (0, {"multiple_choice": 2, "similarity": 1, "inference": 3}.get(kind, 7))
+    if not training:
+        assert gpt.task_logits(model, x).shape == model(x)[1].shape
+        if kind == "multiple_choice":
+            assert gpt.choice_logits(model, x).shape == (0, 2)
+
+
+@pytest.mark.parametrize("kind", HEADS, ids=str)
+def test_texts_of_one_token_teach_the_task_and_nothing_else(kind):
+    model = enlarge(small_model(head=kind), 4)
+    x, m, y = batch_for(kind)
+    x, m = x[..., :1, :].clone(), m[..., :1]
+    x[..., 0] = torch.randint(1, 97, x.shape[:-1])
+    ours = loss_and_gradients(model, lambda: gpt.losses(model, x, m, y, 0.5)[0])
+    compare(ours, loss_and_gradients(model, lambda: loss.double_head_loss(*model(x), x, m, y, 0.5)[0]), 1e-5)
+    logits = model(x)[1]
+    agree(ours[0], loss.task_losses(logits, y).mean(), 1e-6)
+    agree(gpt.task_logits(model.eval(), x), logits, 1e-5)
+
+
+@pytest.mark.parametrize("part", [np.s_[:, :1], np.s_[:0], np.s_[:, :0]], ids=str)
+def test_a_text_that_predicts_nothing_has_loss_0(part):
+    model, x = small_lm(), lm_batch()[part]
+    for function in (gpt.lm_loss, type(model).loss):
+        value, gradients = loss_and_gradients(model, lambda function=function: function(model, x))
+        assert value == 0 and not any(g.any() for g in gradients.values())
+    model.eval()
+    assert gpt.lm_word_loss(model, x) == 0 == loss.word_loss(model(x), x, 97)
+
+
+@pytest.mark.parametrize("kind", HEADS, ids=str)
+def test_examples_without_a_label_are_left_out_of_the_task_s_loss(kind):
+    model = enlarge(small_model(head=kind), 4)
+    x, m, y = batch_for(kind)
+    y[[0, 3]] = loss.IGNORED
+    ours = loss_and_gradients(model, lambda: gpt.losses(model, x, m, y, 0)[0])
+    compare(ours, loss_and_gradients(model, lambda: loss.double_head_loss(*model(x), x, m, y, 0)[0]), 1e-5)
+    logits, rest = model(x)[1], [1, 2, 4]
+    want = torch.nn.functional.cross_entropy(logits, y) if logits.size(1) > 1 else \
+        torch.nn.functional.binary_cross_entropy_with_logits(logits[rest, 0], y[rest].float())
+    agree(ours[0], want, 1e-5)
+    _, clf = gpt.losses(model, x, m, y, 0.5)
+    assert not clf[[0, 3]].any() and clf[rest].all()
+    assert gpt.losses(model, x, m, torch.full_like(y, loss.IGNORED), 0)[0] == 0
+    shares = torch.rand(5, logits.size(1)) if logits.size(1) > 1 else torch.rand(5, 1)  # not ids: all of them count
+    agree(gpt.losses(model, x, m, shares, 0)[0], loss.task_losses(logits, shares).mean(), 1e-5)
+
+
+def test_a_token_s_label_that_is_ignored_is_in_no_mean():
+    x, m, _ = story_batch(1)
+    x, m = x.flatten(0, 1), m.flatten(0, 1)
+    logits = torch.randn(x[:, 1:, 0].numel(), 120)
+    labels = x.clone()
+    labels[0, 3, 0] = labels[7, 1, 0] = loss.IGNORED
+    without = m.clone()
+    without[0, 3] = without[7, 1] = 0
+    assert m[0, 3] and m[7, 1]
+    assert torch.equal(loss.lm_losses(logits, labels, m), loss.lm_losses(logits, x, without))
+    assert torch.equal(loss.lm_losses(logits, labels, m.bool()), loss.lm_losses(logits, x, without))
+
+
+@pytest.mark.parametrize("dropouts", [{}, ALL_DROPOUTS])
+@pytest.mark.parametrize("wrong", [-100, 123])
+def test_ids_that_are_no_rows_of_the_embedding_are_refused(wrong, dropouts):
+    model, lm = small_model(**dropouts), small_lm(**dropouts)
+    (x, m, y), text = story_batch(1), lm_batch()
+    x[2, 1, 4, 0] = text[1, 3, 0] = wrong
+    for function in (lambda: gpt.losses(model, x, m, y, 0.5), lambda: model(x), lambda: lm(text),
+                     lambda: gpt.lm_loss(lm, text)):
+        with pytest.raises(BadInput, match=f"token ids from .*{wrong}.*expected 0 to"):
+            function()

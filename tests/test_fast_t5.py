@@ -12,8 +12,8 @@ from fast import t5 as fast_t5
 from t5_pytorch import shift_right
 
 
-def plain_loss(model, src, tgt, z_loss):
-    return loss.t5_loss(model(src, shift_right(tgt), src != 0, tgt != 0), tgt, z_loss)
+def plain_loss(model, src, tgt, z_loss, label_smoothing=0.0):
+    return loss.t5_loss(model(src, shift_right(tgt), src != 0, tgt != 0), tgt, z_loss, label_smoothing)
 
 
 def loss_and_gradients(model, function, precision):
@@ -42,6 +42,68 @@ def test_loss_and_gradients_are_the_plain_text_s(monkeypatch, version, dropout, 
     if precision == "fp32":  # bfloat16 leaves too little of single small entries
         for name, want in plain[1].items():
             assert close(ours[1][name], want, limit * max(want.abs().max().item(), 0.01 * size)), name
+
+
+@pytest.mark.parametrize("precision, limit", [("fp32", 1e-5), ("bf16", 4e-2)])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_smoothed_loss_and_gradients_are_the_plain_text_s(version, precision, limit):
+    model = small_model(**VERSIONS[version]).train()
+    src, tgt = odd_batch()
+    ours, plain = (loss_and_gradients(model, lambda f=f: f(model, src, tgt, 1e-2, label_smoothing=0.2), precision)
+                   for f in (fast_t5.training_loss, plain_loss))
+    assert near(ours[0], plain[0], limit)
+    difference, size = (sum(g.square().sum().item() for g in gradients) ** 0.5 for gradients in (
+        [ours[1][name] - want for name, want in plain[1].items()], plain[1].values()))
+    assert difference <= limit * size
+    logits = model(src, shift_right(tgt), src != 0, tgt != 0)
+    want = F.cross_entropy(logits[tgt != 0], tgt[tgt != 0], label_smoothing=0.2, reduction="sum") / tgt.numel()
+    assert near(plain_loss(model, src, tgt, 0.0, 0.2), want, 1e-5)
+    assert near(fast_t5.training_loss(model, src, tgt, label_smoothing=0.2), want, 1e-5)
+    assert (want - plain_loss(model, src, tgt, 0.0)).abs() > 0.003 * want
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("z_loss, smoothing", [(0.0, 0.0), (1e-2, 0.0), (1e-2, 0.1)])
+def test_targets_that_are_ignored_count_as_padding(inside, z_loss, smoothing):
+    model = small_model(**VERSIONS["t5_v1_1"]).train()
+    src, tgt = odd_batch()
+    labels = tgt.masked_fill(tgt == 0, loss.IGNORED)  # as collators of other libraries pad
+    if inside:
+        labels[0, 2] = labels[1, 0] = loss.IGNORED    # not only at the end
+    ours, plain = (loss_and_gradients(model, lambda f=f: f(model, src, labels, z_loss, label_smoothing=smoothing),
+                                      "fp32") for f in (fast_t5.training_loss, plain_loss))
+    assert near(ours[0], plain[0], 1e-5)
+    for name, want in plain[1].items():
+        assert near(ours[1][name], want, 1e-4), name
+    if not inside:
+        want = loss_and_gradients(model, lambda: plain_loss(model, src, tgt, z_loss, smoothing), "fp32")
+        assert near(ours[0], want[0], 1e-5)
+        assert all(near(ours[1][name], g, 1e-4) for name, g in want[1].items())
+    elif not z_loss:
+        logits = model(src, shift_right(labels), src != 0)
+        assert near(ours[0], F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / tgt.numel(),
+                    1e-5)
+    with torch.no_grad():
+        want = loss.target_log_probs(model(src, shift_right(labels), src != 0), labels)
+        assert near(torch.stack([fast_t5.target_log_probs(model, src[i, None], labels[i, None])[0, 0]
+                                 for i in range(3)]), want, 1e-5)
+
+
+def test_shift_right_reads_an_ignored_label_as_padding():
+    assert shift_right(torch.tensor([[5, 6, 1, -100, -100], [-100, 7, -100, 8, 1]])).tolist() == \
+        [[0, 5, 6, 1, 0], [0, 0, 7, 0, 8]]
+    assert shift_right(torch.tensor([[5, 6, 1, 0, 0]])).tolist() == [[0, 5, 6, 0, 0]]
+
+
+def test_no_row_and_no_target_have_loss_0():
+    model = small_model()
+    src, tgt = odd_batch()
+    for rows, columns in ((0, 7), (3, 0), (3, 7)):
+        part = src[:rows], tgt[:rows, :columns] * 0  # all of it is padding
+        for function in (fast_t5.training_loss, plain_loss):
+            value, gradients = loss_and_gradients(model, lambda f=function, p=part: f(model, *p, 1e-2), "fp32")
+            assert value == 0 and not any(g.any() for g in gradients.values())
+        assert fast_t5.target_log_probs(model, src[:rows], tgt[:2, :columns]).shape == (rows, 2)
 
 
 def test_a_batch_without_padding_needs_no_mask():

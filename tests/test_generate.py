@@ -2,14 +2,19 @@
 
 import io
 import math
+import re
 
 import pytest
 import torch
 from conftest import write_small_vocabulary
+from pretraining import stories
 
 import generate
+from formats.errors import BadInput
 from model_pytorch import LMModel, dotdict, export_openai_model
+from pretrain_t5 import learn_vocabulary
 from t5_decoding import sample
+from t5_pytorch import T5, export_t5_model
 from utils import run_script
 
 CONFIG = dict(n_embd=18, n_head=3, n_layer=2, afn="gelu", embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1)
@@ -31,6 +36,29 @@ def folder(tmp_path):
     write_small_vocabulary(tmp_path)
     export_openai_model(model_of(), str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def t5_folder(tmp_path):
+    """A small T5 in the Hub's layout, with its vocabulary."""
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "spiece.model").write_bytes(learn_vocabulary(stories(100), 60))
+    torch.manual_seed(5)
+    both = dict(num_tokens=256, depth=2, heads=2, dim_head=5)
+    model = T5(dim=12, d_ff=20, **{f"{side}_{k}": v for side in ("enc", "dec") for k, v in both.items()})
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim > 1 and "shared" not in name:
+                p *= 3
+        model.shared.weight[160:] = 0  # rows without a piece are never the most probable
+    export_t5_model(model, str(tmp_path / "t5"))
+    return tmp_path / "t5"
+
+
+def of(folder, model, *words):
+    """The command line of a small model."""
+    where = ["--n_head", "3", "--model_dir", str(folder)] if model == "gpt" else ["--model_dir", str(folder / "t5")]
+    return ["--model", model, "--device", "cpu", *where, *words]
 
 
 @pytest.mark.parametrize("settings", [{}, dict(temperature=0.7), dict(temperature=1.5, top_k=5),
@@ -77,6 +105,34 @@ def test_greedy_takes_the_most_probable_word(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_rows_without_end_or_beginning(cached):
+    model = model_of()
+    assert generate.generate_gpt(model, torch.zeros(0, 5, dtype=torch.int64), 4, cached=cached).shape == (0, 4)
+    assert generate.generate_gpt(model, torch.zeros(0, 5, dtype=torch.int64), 4, 1.0, cached=cached).shape == (0, 4)
+    with pytest.raises(BadInput, match="the prompt is empty"):
+        generate.generate_gpt(model, torch.zeros(2, 0, dtype=torch.int64), 4, cached=cached)
+    for wrong, message in ((dict(top_k=3), "top_k is 3, but at temperature 0"), (dict(top_p=0.5), "top_p is 0.5, but"),
+                           (dict(temperature=-1.0), "temperature is -1.0"), (dict(temperature=1.0, top_p=0), "top_p")):
+        with pytest.raises(BadInput, match=message):
+            generate.generate_gpt(model, torch.zeros(2, 5, dtype=torch.int64), 4, cached=cached, **wrong)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_stop_ends_the_rows_when_all_have_ended(cached):
+    model, ids, seen = model_of(), torch.tensor([[5, 6, 7], [8, 9, 10]]), []
+    whole = generate.generate_gpt(model, ids, 40, cached=cached)
+    assert whole[0, 0] != whole[1, 0]
+
+    def stop(row):
+        seen.append(len(row))
+        return len(row) == (8 if row[0] == whole[0, 0] else 16)  # what is said once holds
+
+    new = generate.generate_gpt(model, ids, 40, cached=cached, stop=stop)
+    assert torch.equal(new, whole[:, :16]) and seen == [8, 8, 16, 16]
+    assert torch.equal(generate.generate_gpt(model, ids, 11, cached=cached, stop=lambda row: False), whole[:, :11])
+
+
 def test_position_rows_are_never_chosen():
     model = model_of()
     with torch.no_grad():
@@ -87,6 +143,7 @@ def test_position_rows_are_never_chosen():
 
 def test_a_long_text_moves_the_window_with_one_notice(capsys):
     model = model_of()
+    generate.warn_once.cache_clear()
     generate.generate_gpt(model, torch.randint(93, (1, 50)), 40)
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "16" in err
@@ -134,6 +191,105 @@ def test_from_the_command_line(folder, capsys, monkeypatch):
     (folder / "text.txt").write_text("A new low.\n\nLower, newer!\n")
     generate.main([*base, "--perplexity", str(folder / "text.txt")])
     assert "perplexity" in capsys.readouterr().out
+
+
+PROMPTS = ["A new low", "low", "", "newer lower, new!", "low new", "A low", "lower"]
+
+
+@pytest.mark.parametrize("plain", [[], ["--plain"]])
+@pytest.mark.parametrize("model, options", [
+    ("gpt", ["--n_batch", "2"]), ("gpt", ["--n_batch", "1"]), ("gpt", ["--stop", "x", "e"]), ("t5", ["--n_batch", "3"]),
+    ("t5", []), ("t5", ["--prefix", "Ann went", "--stop", "zz", "Q"])])
+def test_a_file_of_prompts_is_answered_line_by_line(folder, t5_folder, capsys, model, options, plain):
+    (folder / "prompts.txt").write_bytes("\ufeff".encode() + "\r\n".join(PROMPTS).encode())
+    base = of(folder, model, "--n_tokens", "12", *options, *plain)
+    alone = []
+    for prompt in PROMPTS:
+        if prompt:
+            generate.main([*base, "--prompt", prompt])
+        alone.append(" ".join(capsys.readouterr().out.removesuffix("\n").split("\n")))
+    generate.main([*base, "--prompts", str(folder / "prompts.txt"), "--out", str(folder / "new" / "out.txt")])
+    assert capsys.readouterr().out == ""
+    written = (folder / "new" / "out.txt").read_text()
+    assert written == "".join(line + "\n" for line in alone) and len(set(alone)) > 2 and alone[2] == ""
+    generate.main([*base, "--prompts", str(folder / "prompts.txt")])
+    assert capsys.readouterr().out == written
+
+
+def test_a_file_of_prompts_gets_its_samples_and_best_answers(folder, t5_folder, capsys):
+    (folder / "prompts.txt").write_text("A new low\n\nlow\n")
+    file = ["--prompts", str(folder / "prompts.txt")]
+    generate.main(of(folder, "gpt", *file, "--n_samples", "3", "--temperature", "1", "--n_batch", "2"))
+    lines = capsys.readouterr().out.split("\n")
+    assert len(lines) == 10 and len(set(lines)) == 7 and lines[3:6] == [""] * 3
+    assert [line.startswith("a new low ") for line in lines[:3]] + [line.startswith("low ") for line in lines[6:9]]
+    generate.main(of(folder, "t5", *file, "--n_best", "2", "--beams", "3", "--n_tokens", "5"))
+    lines = capsys.readouterr().out.split("\n")
+    assert len(lines) == 7 and lines[2:4] == ["", ""]
+    for one, two in (lines[:2], lines[4:6]):
+        assert float(one.split("\t")[0]) != float(two.split("\t")[0]) and one.split("\t")[1] != two.split("\t")[1]
+
+
+def test_batches_hold_each_prompt_once():
+    prompts = [[0] * n for n in (3, 1, 4, 1, 5, 3, 3)]
+    assert generate.batches_of(prompts, 2, equal=True) == [[4], [2], [0, 5], [6], [1, 3]]
+    assert generate.batches_of(prompts, 3, equal=False) == [[4, 2, 0], [5, 6, 1], [3]]
+
+
+def test_text_ends_before_the_first_stop(folder, t5_folder, capsys):
+    def texts(model, *words):
+        generate.main(of(folder, model, "--n_tokens", "24", *words))
+        return capsys.readouterr().out.splitlines()
+
+    for model, prompt, extra in (("gpt", "A new low", []), ("t5", "Ann wanted", ["--prefix", "Tom"]),
+                                 ("t5", "Ann wanted", ["--beams", "2"])):
+        whole, = texts(model, "--prompt", prompt, *extra)
+        begin = len("a new low ") if model == "gpt" else len("Tom") * bool("--prefix" in extra)
+        stop = whole[begin + 2:begin + 4].strip()
+        cut, = texts(model, "--prompt", prompt, "--stop", "not there", stop, *extra)
+        assert stop and cut == whole[:whole.index(stop, begin)].rstrip() != whole
+
+
+def test_stops_of_gpt_are_read_as_its_text_is_written(folder):
+    args = generate.parse_args(of(folder, "gpt", "--stop", "Low, NEW.", "\n", "🙂"))
+    assert generate.stop_texts(args, generate.load_gpt(str(folder), 3, "gelu", "cpu")[1]) == ["low , new .", "\n", "🙂"]
+
+
+def test_answers_of_t5_with_prefix_and_scores(folder, t5_folder, capsys):
+    def lines(*words):
+        generate.main(of(folder, "t5", "--n_tokens", "6", "--prompt", "Ann wanted a kite.", *words))
+        return capsys.readouterr().out.splitlines()
+
+    for words in ([], ["--beams", "3"], ["--temperature", "1", "--n_samples", "2"]):
+        answers = lines("--prefix", "So Tom went", *words)
+        assert all(answer.startswith("So Tom went") for answer in answers) and len(answers) == 1 + ("1" in words)
+    best, = lines("--beams", "4")
+    several = [line.split("\t") for line in lines("--beams", "4", "--n_best", "3")]
+    assert several[0][1] == best and len({text for _, text in several}) == 3
+    assert all(float(score) < 0 for score, _ in several)
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (["--prompts", "nowhere"], "nowhere: not found"), (["--prompts", "BLANK"], "blank.*nothing but blank lines"),
+    (["--prompts", "LATIN"], "latin.*not UTF-8 at byte 3"), (["--out", "x"], "--out goes with --prompts"),
+    (["--prompts", "GOOD", "--prompt", "low"], "give one of them"), (["--prompts", "GOOD", "--out", "GOOD"], "be lost"),
+    (["--prompts", "GOOD", "--perplexity", "GOOD"], "give one of them"),
+    (["--prompts", "GOOD", "--out", "GOOD/x"], "x"), (["--top_k", "3"], "--top_k.*--temperature"),
+    (["--top_p", "0.5"], "--top_p.*--temperature"), (["--n_best", "2"], "--n_best is 2.*at most --beams, 1"),
+    (["--n_best", "0"], "--n_best is 0"), (["--n_batch", "0"], "--n_batch is 0"), (["--prefix", "low"], "--model t5"),
+    (["--stop", ""], "--stop is empty"),
+    (["--model", "t5", "--model_dir", "T5", "--prompt", "Ann", "--beams", "2", "--alpha", "360"],
+     "alpha is 360.*at most")])
+def test_mistakes_about_files_and_answers_get_one_line(folder, t5_folder, capfd, wrong, message):
+    for name, content in (("GOOD", b"low\n"), ("BLANK", b" \n\n"), ("LATIN", b"caf\xe9\n"), ("T5", None)):
+        if content:
+            (folder / name.lower()).write_bytes(content)
+        wrong = [str(folder / word.lower()) if word.split("/")[0] == name else word for word in wrong]
+    before = sorted(folder.iterdir())
+    assert run_script(generate.main, of(folder, "gpt", *wrong)) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and re.search(message, err), err
+    assert sorted(folder.iterdir()) == before and (folder / "good").read_bytes() == b"low\n"
 
 
 @pytest.mark.parametrize("wrong, message", [

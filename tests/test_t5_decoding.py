@@ -89,15 +89,16 @@ class Scripted:
         return self.table[tokens]
 
 
-def best_by_brute_force(table, length, alpha):
-    """The best finished hypothesis of a chain, by trying all of at most `length` tokens."""
-    v, best, hypotheses = len(table), (-math.inf, None), [((), 0.0)]
+def by_brute_force(table, length, alpha, start=START):
+    """All finished and all alive hypotheses of a chain that have at most `length` tokens: two lists of (score, ids)."""
+    v, finished, hypotheses = len(table), [], [((), 0.0)]
     for n in range(1, length + 1):
-        longer = [(ids + (t,), p + table[ids[-1] if ids else START, t].item())
+        longer = [(ids + (t,), p + table[ids[-1] if ids else start, t].item())
                   for ids, p in hypotheses for t in range(v)]
-        best = max([best] + [(p / ((5 + n) / 6) ** alpha, ids) for ids, p in longer if ids[-1] == EOS])
+        penalty = ((5 + n) / 6) ** alpha
+        finished += [(p / penalty, ids) for ids, p in longer if ids[-1] == EOS]
         hypotheses = [(ids, p) for ids, p in longer if ids[-1] != EOS]
-    return best[1]
+    return sorted(finished, reverse=True), sorted(((p / penalty, ids) for ids, p in hypotheses), reverse=True)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -108,8 +109,140 @@ def test_a_beam_that_loses_nothing_finds_the_best_hypothesis(monkeypatch, seed, 
     monkeypatch.setattr(t5_decoding, "Decoder", Scripted)
     src = torch.ones(1, 9, dtype=torch.int64)
     found = beam_search(torch.nn.Module(), src, max_length=5, beams=256, alpha=alpha)[0].tolist()
-    expected = list(best_by_brute_force(table, 5, alpha))
+    expected = list(by_brute_force(table, 5, alpha)[0][0][1])
     assert found == expected + [0] * (len(found) - len(expected))
+
+
+@pytest.mark.parametrize("prefix", [[], [3], [2, 3]])
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
+def test_all_hypotheses_come_with_their_scores_the_finished_ones_first(monkeypatch, alpha, prefix):
+    table = torch.randn(4, 4, generator=torch.Generator().manual_seed(7)).mul(2).log_softmax(-1)
+    monkeypatch.setattr(Scripted, "table", table)
+    monkeypatch.setattr(t5_decoding, "Decoder", Scripted)
+    src = torch.ones(2, 9, dtype=torch.int64)
+    finished, alive = by_brute_force(table, 5, alpha, start=prefix[-1] if prefix else START)
+    assert len(finished) == 121 and len(alive) == 243
+
+    def search(n_best, **options):
+        return beam_search(torch.nn.Module(), src, max_length=5, beams=256, alpha=alpha, n_best=n_best,
+                           prefix=torch.tensor([prefix, prefix]).long() if prefix else None, **options)
+
+    ids, scores = search(130, return_scores=True)
+    assert ids.shape == (2, 130, len(prefix) + 5) and scores.shape == (2, 130)
+    assert torch.equal(ids[0], ids[1]) and torch.equal(scores[0], scores[1])
+    for row, score, (want, answer) in zip(ids[0].tolist(), scores[0], finished + alive[:9], strict=True):
+        assert score == pytest.approx(want, abs=1e-4)
+        answer = [*prefix, *answer]
+        close_to_others = sum(abs(want - other) < 1e-4 for other, _ in finished + alive) > 1
+        assert row == answer + [0] * (len(row) - len(answer)) or close_to_others
+    few, few_scores = search(3, return_scores=True)     # stops once three have finished and none can get better
+    assert few.shape[:2] == (2, 3) and torch.equal(few_scores, scores[:, :3])
+    one, score = search(1, return_scores=True)
+    assert torch.equal(one, few[:, 0, :one.shape[1]]) and torch.equal(score, scores[:, 0])
+    assert torch.equal(search(1), one) and torch.equal(search(3), few)
+
+
+def test_places_that_nothing_can_fill_have_the_score_minus_infinity(monkeypatch):
+    table = torch.tensor([[-math.inf, 0, -math.inf, -math.inf]] * 4)  # EOS and nothing else
+    monkeypatch.setattr(Scripted, "table", table)
+    monkeypatch.setattr(t5_decoding, "Decoder", Scripted)
+    ids, scores = beam_search(torch.nn.Module(), torch.ones(2, 3, dtype=torch.int64), n_best=4, return_scores=True)
+    assert scores.tolist() == [[0, *[-math.inf] * 3]] * 2 and (ids[:, 0] == torch.tensor([EOS, 0, 0])).all()
+
+
+@pytest.mark.parametrize("decoding", [t5_decoding, fast_t5])
+def test_scores_are_the_log_probabilities_of_the_answers(version, decoding):
+    model, src = odd_model(version).eval(), odd_sources()
+    model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.data *= 3
+    for prefix in (None, torch.tensor([7, 8]), torch.tensor([[7, 8, 9], [9, 7, 7], [7, 7, 8]])):
+        ids, scores = decoding.beam_search(model, src, src != 0, 9, beams=5, n_best=5, return_scores=True,
+                                           prefix=prefix)
+        p = 0 if prefix is None else prefix.shape[-1]
+        if p:
+            assert torch.equal(ids[..., :p], prefix.expand(3, p)[:, None].expand(3, 5, p))
+        assert (scores[:, :-1] >= scores[:, 1:])[ids[:, 1:].eq(EOS).any(2) | ids[:, :-1].ne(EOS).all(2)].all()
+        for row in range(3):
+            assert len({tuple(hypothesis.tolist()) for hypothesis in ids[row]}) == 5
+            for hypothesis, score in zip(ids[row], scores[row], strict=True):
+                n = int((hypothesis == EOS).float().argmax()) + 1 if EOS in hypothesis else len(hypothesis)
+                with torch.no_grad():
+                    tgt = torch.nn.functional.pad(hypothesis[None, :n - 1], (1, 0))
+                    log_p = model(src[row, None], tgt, src[row, None] != 0)[0].log_softmax(-1)
+                want = log_p[torch.arange(n), hypothesis[:n]][p:].sum() / ((5 + n - p) / 6) ** 0.6
+                assert score.item() == pytest.approx(want.item(), rel=1e-4)
+        again = decoding.beam_search(model, src, src != 0, 9, beams=5, prefix=prefix)
+        assert torch.equal(again, ids[:, 0, :again.shape[1]])
+
+
+@pytest.mark.parametrize("decoding", [t5_decoding, fast_t5])
+def test_an_answer_goes_on_from_its_prefix(version, decoding):
+    model, src = odd_model(version), odd_sources()
+    free = generate(model, src, src != 0, 6)
+    for n in (1, 3):  # what would have come anyway changes nothing
+        prefix = free[:, :n].clamp(min=2)
+        forced = decoding.generate(model, src, src != 0, 6 - n, prefix=prefix)
+        same = (free[:, :n] == prefix).all(1) & (forced[:, :n] == prefix).all(1)
+        assert same.any() and torch.equal(forced[same, :6], free[same, :forced.shape[1]])
+    ids = decoding.generate(model, src, src != 0, 4, prefix=[5, 6])
+    assert ids.shape[1] <= 6 and (ids[:, :2] == torch.tensor([5, 6])).all()
+    with torch.no_grad():
+        model.eval()
+        for row in range(3):
+            logits = model(src[row, None], torch.tensor([[START, 5, 6]]), src[row, None] != 0)
+            assert ids[row, 2] == logits[0, -1].argmax()
+    with pytest.raises(BadInput, match=r"prefix has the shape \[2, 1\], expected .*batch 3"):
+        decoding.generate(model, src, prefix=torch.tensor([[5], [6]]))
+
+
+@pytest.mark.parametrize("decoding", [t5_decoding, fast_t5])
+def test_no_row_gives_no_answer(decoding):
+    model, src = odd_model("t5_v1_0"), odd_sources()[:0]
+    for mask in (None, src != 0):
+        assert decoding.generate(model, src, mask, 9).shape == (0, 0)
+        assert decoding.generate(model, src, mask, 9, temperature=1.0, prefix=[5]).shape == (0, 1)
+        assert decoding.beam_search(model, src, mask, 9).shape == (0, 0)
+        ids, scores = decoding.beam_search(model, src, mask, n_best=3, return_scores=True)
+        assert ids.shape == (0, 3, 0) and scores.shape == (0, 3) and ids.dtype == torch.int64
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_what_may_be_generated_takes_no_memory_and_buffers_that_grow_change_nothing(version, beams):
+    model, src = odd_model(version).eval(), odd_sources()
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        cached = fast_t5.Decoder(model, src, src != 0, 10 ** 12, beams)
+        uncached = t5_decoding.Decoder(model, src, src != 0, 10 ** 12, beams)
+        parents = None
+        for _ in range(140):
+            tokens = torch.randint(2, 53, (3, beams), generator=g)
+            ours, plain = (decoder.step(tokens, parents) for decoder in (cached, uncached))
+            assert (ours - plain).abs().max() < 5e-5 * plain.abs().max()
+            parents = torch.randint(0, beams, (3, beams), generator=g)
+    assert all(cache.length == 140 * beams <= cache.k.shape[2] <= 512 for cache in cached.caches)
+    assert cached.bias.shape[-1] == 256 * beams  # twice doubled
+    small = fast_t5.Decoder(model, src, src != 0, 5, beams)
+    with torch.no_grad():
+        small.step(tokens)
+    assert small.caches[0].k.shape[2] == 5 * beams == small.bias.shape[-1]  # never more than the limit
+
+
+def test_a_stop_ends_rows_one_by_one_and_is_asked_now_and_then(monkeypatch):
+    table = torch.full((9, 9), -9.0)
+    for token, following in ((START, 2), (2, 3), (3, 4), (4, 2)):
+        table[token, following] = 0.0
+    monkeypatch.setattr(Scripted, "table", table)
+    monkeypatch.setattr(t5_decoding, "Decoder", Scripted)
+    src, seen = torch.ones(2, 8, dtype=torch.int64), []
+
+    def stop(row):
+        seen.append(row)
+        return len(row) >= 16
+
+    ids = generate(torch.nn.Module(), src, max_length=99, stop=stop)
+    assert ids.tolist() == [[2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2]] * 2
+    assert [len(row) for row in seen] == [8, 8, 16, 16]
+    ids = generate(torch.nn.Module(), src, max_length=20, stop=lambda row: seen.append(0) or len(seen) % 2)
+    assert ids.shape == (2, 20) and not ids[0, 8:].any() and ids[1].all()
 
 
 def test_beam_search_stops_at_the_originals_limits(monkeypatch):
@@ -227,6 +360,11 @@ def test_decoding_in_half_precision():
     (beam_search, dict(max_length=0), "max_length is 0, expected at least 1"),
     (beam_search, dict(beams=0), "beams is 0, expected at least 1"),
     (beam_search, dict(alpha=-0.1), "alpha is -0.1, expected 0 or more"),
+    (beam_search, dict(alpha=360), "alpha is 360, expected at most 66.3 where answers may have 11 tokens"),
+    (beam_search, dict(n_best=5), "n_best is 5, expected 1 to 4"),
+    (beam_search, dict(n_best=0), "n_best is 0, expected 1 to 4"),
+    (generate, dict(top_k=3), "top_k is 3, but at temperature 0 nothing is drawn"),
+    (generate, dict(top_p=0.5), "top_p is 0.5, but at temperature 0 nothing is drawn"),
 ])
 def test_unusable_arguments_are_named(decode, option, complaint):
     with pytest.raises(BadInput, match=complaint):

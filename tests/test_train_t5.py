@@ -125,7 +125,7 @@ def test_training_loss_is_the_original_s(golden, case, plain):
                feed_forward="gated-gelu" if gated else "relu", tie_logits=not gated)
     t5_pytorch.load_t5_pretrained_model(model, str(golden / "t5" / case / "checkpoint"))
     inputs, targets = (torch.from_numpy(z[k]).long() for k in ("inputs", "targets"))
-    loss = train_t5.training_loss(Namespace(plain=plain), model, inputs, targets)
+    loss = train_t5.training_loss(Namespace(plain=plain, label_smoothing=0.0), model, inputs, targets)
     assert loss.item() == pytest.approx(float(z["loss_train"]), rel=1e-5)
     loss.backward()
     for name, p in model.named_parameters():
@@ -145,6 +145,7 @@ BAD = {
     "model": (None, dict(model="huge"), "--model.*huge.*small"),
     "dropout": (None, dict(dropout=1), "--dropout is 1"),
     "n_head": (None, dict(n_head=0), "--n_head is 0"),
+    "label_smoothing": (None, dict(label_smoothing=1.1), "--label_smoothing is 1.1"),
     "analysis": (None, dict(analysis=True), "--submit"),
     "no data": (None, dict(data_dir="nowhere"), "cs.rochester.edu"),
     "header": (lambda f: write_csv(f / "data" / VALID_FILE, rows(3), header=[*COLUMNS[:-1], "Answer"]), {},
@@ -175,6 +176,17 @@ def test_a_vocabulary_larger_than_the_model_is_refused(setup, capfd):
     assert "160 ids" in capfd.readouterr().err
     config = json.load(open(setup.folder / "t5" / "config.json"))
     assert config["vocab_size"] == 128
+
+
+def test_label_smoothing_is_used_with_and_without_plain(setup):
+    ends = {}
+    for desc, changes in (("fast", dict(label_smoothing=0.2)), ("plain", dict(label_smoothing=0.2, plain=True)),
+                          ("none", {})):
+        train_t5.main(setup(desc=desc, dropout=0, n_iter=1, **changes))
+        ends[desc] = torch.load(setup.folder / "save" / desc / "checkpoint", weights_only=True)["model"]
+    name = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+    largest = (ends["none"][name] - ends["fast"][name]).abs().max()
+    assert largest > 1e-5 and (ends["plain"][name] - ends["fast"][name]).abs().max() < 0.02 * largest
 
 
 def test_sources_longer_than_n_ctx_are_cut_with_one_warning(setup, capfd):
