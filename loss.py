@@ -76,10 +76,13 @@ def double_head_loss(lm_logits, clf_logits, x, m, y, lm_coef):
 
     Args:
         lm_logits: [b * c * (t - 1), v]; clf_logits: [b, n]; x: int [b, c, t, 2] (or [b, t, 2]); m: [b, c, t] (or
-            [b, t]); y: see task_losses; lm_coef: weight of the language-model term; 0 drops it.
+            [b, t]); y: see task_losses; lm_coef: weight of the language-model term; 0 drops it. x, m and y may be
+            NumPy arrays too.
     Returns:
         train_loss (scalar), clf_losses [b], lm_losses [b * c].
     """
+    x, m, y = (value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device=clf_logits.device)
+               for value in (x, m, y))
     clf = task_losses(clf_logits, y)
     lm = lm_losses(lm_logits, x.flatten(0, -3), m.flatten(0, -2))
     loss = mean_task_loss(clf, y)

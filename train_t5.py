@@ -20,6 +20,7 @@ import analysis
 import fast.t5
 import loss
 import opt
+from fast.memory import give_back_free_pages
 from formats.errors import BadInput, warn
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import SentencePieceEncoder
@@ -129,16 +130,18 @@ def target_log_probs(args, model, src, candidates):
 
 
 def main(argv=None):
-    """Run what the options ask for; see the top of this file."""
+    """Run what the options ask for, see the top of this file; return a loop.Outcome."""
     args = parse_args(argv)
     world = distributed.join(args.device)
     check_args(args, world)
     with runs.alone(args, world):
-        run(args, world)
+        outcome = run(args, world)
+    give_back_free_pages()
+    return outcome
 
 
 def run(args, world):
-    """Train and predict, with options that are checked; see check_args."""
+    """Train and predict, with options that are checked, see check_args; return a loop.Outcome."""
     start = runs.starting_parameters(args)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
@@ -188,10 +191,10 @@ def run(args, world):
     orders = loop.draw_orders(args.n_iter, len(sources[0]))
     fingerprint = zlib.crc32(repr((sources[:2], trY.tolist(), vaY.tolist())).encode())
     loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
-    if args.submit:
-        path = finetuning.submit(args, model, world, lambda: logits("test"))
-        if args.analysis and world.is_first:
-            analysis.REPORTS[args.dataset](args.data_dir, path, loop.paths(args)["log"])
+    outcome = finetuning.finish(args, model, encoder, world, lambda: logits("test"), splits[2][3])
+    if args.analysis and world.is_first:
+        analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
+    return outcome
 
 
 if __name__ == "__main__":

@@ -99,17 +99,20 @@ def load_best(args, model, world):
     model.eval()
 
 
-def submit(args, model, world, test_logits):
-    """Predict the test split with the best parameters and write the submission.
+def finish(args, model, encoder, world, test_logits, test_labels):
+    """End a run: put the best parameters into the model and, with --submit, predict the test split and write that.
 
     Args:
-        test_logits: function without arguments returning [n, c] logits of the test split.
+        test_logits: function without arguments returning [n, c] logits of the test split. test_labels: int [n].
     Returns:
-        the path of the submission.
+        see loop.Outcome.
     """
-    path = os.path.join(args.submission_dir, DATASETS[args.dataset][1])
     load_best(args, model, world)
-    predictions = test_logits().argmax(1).tolist()
+    if not args.submit:
+        return loop.outcome(args, model, encoder, world)
+    path = os.path.join(args.submission_dir, DATASETS[args.dataset][1])
+    logits = test_logits()
     if world.is_first:
-        write_submission(path, predictions)
-    return path
+        write_submission(path, logits.argmax(1).tolist())
+    return loop.outcome(args, model, encoder, world, {"test": cost_and_accuracy(logits, test_labels)[1]},
+                        submission=path)
