@@ -6,11 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import write_small_vocabulary
+from matplotlib.figure import Figure
 from pretraining import stories
 from small_gpt import ALL_DROPOUTS, enlarge, small_lm
 from small_gpt import small_model as small_double
 from small_t5 import odd_batch, small_model
 
+import analysis
 import explore
 from formats.errors import BadInput
 from model_pytorch import LMModel, dotdict, export_openai_model
@@ -250,3 +252,32 @@ def test_what_does_not_fit_is_refused_in_the_words_of_the_caller(gpt, t5):
     for message, call in answers.items():
         with pytest.raises(BadInput, match=message):
             call()
+
+
+def drawn(figure):
+    """That this is a picture which a notebook shows: its PNG is not small."""
+    assert isinstance(figure, Figure) and figure._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
+    return figure
+
+
+def test_what_is_read_can_be_drawn(gpt, t5, tmp_path):
+    model, encoder = gpt
+    texts = explore.batch(model, encoder, TEXTS)
+    weights = explore.attention(model, texts)
+    figure = drawn(analysis.draw_attention(weights[:, 2], texts.tokens[2], out=str(tmp_path / "a.png")))
+    assert len(figure.axes) == 6 and (tmp_path / "a.png").stat().st_size > 1000
+    image = figure.axes[4].images[0].get_array()
+    assert image.shape == (2, 2) and image.tolist() == pytest.approx(weights[1, 2, 1, :2, :2].numpy())
+    with pytest.raises(BadInput, match=r"^weights are \[2, 3, 3, \d+, \d+\], expected \[layers, heads, 2 or more"):
+        analysis.draw_attention(weights, texts.tokens[2])
+    table = explore.surprisal(model, encoder, TEXTS)
+    figure = drawn(analysis.draw_surprisal(table))
+    heights = [bar.get_height() for axes in figure.axes for bar in axes.patches]
+    assert heights == pytest.approx(table["surprisal"].fillna(0).tolist())
+    cosines = explore.similarities(explore.sentence_vectors(model, encoder, TEXTS))
+    figure = drawn(analysis.draw_similarities(cosines, TEXTS))
+    assert [text.get_text() for text in figure.axes[0].texts][1] == f"{cosines[0, 1]:.2f}"
+    model, encoder = t5
+    source, target = (explore.batch(model, encoder, [text]) for text in stories(2))
+    cross = explore.attention(model, source, target).cross
+    drawn(analysis.draw_attention(cross[:, 0], source.tokens[0], target.tokens[0]))
