@@ -30,7 +30,12 @@ from formats.gpt_files import (
     write_released,
 )
 from formats.hub import local_folder
-from formats.tensor_files import strip_wrappers
+from formats.tensor_files import Report, is_true, strip_wrappers
+
+__all__ = ["ACT_FNS", "DEFAULT_CONFIG", "Attention", "Block", "ClfHead", "Conv1D", "DoubleHeadModel", "LMHead",
+           "LMModel", "LayerNorm", "MLP", "MultipleChoiceHead", "SimilarityHead", "TASK_HEADS", "TransformerModel",
+           "dotdict", "export_hub_model", "export_openai_model", "gelu", "load_openai_pretrained_model",
+           "make_task_head", "swish", "tf_name"]
 
 
 def gelu(x):
@@ -57,9 +62,30 @@ class dotdict(dict):
     __setattr__ = dict.__setitem__
     __delattr__ = dict.__delitem__
 
+    def __or__(self, other):
+        return dotdict({**self, **other})
 
-DEFAULT_CONFIG = dotdict(n_embd=768, n_head=12, n_layer=12, embd_pdrop=0.1, attn_pdrop=0.1,
-                         resid_pdrop=0.1, clf_pdrop=0.1, afn="gelu")
+    def copy(self):
+        """Return a dotdict of the same settings."""
+        return dotdict(self)
+
+    def __reduce__(self):
+        return dotdict, (dict(self),)
+
+
+class _Default(dotdict):
+    """Settings that nobody changes for all others by accident; what is made of them can be changed."""
+
+    def _refuse(self, *args, **kwargs):
+        raise BadInput("DEFAULT_CONFIG is shared by all models; change a copy of it: DEFAULT_CONFIG | "
+                       "{'n_layer': 6}, or DEFAULT_CONFIG.copy()")
+
+    __setitem__ = __setattr__ = __delitem__ = __delattr__ = __ior__ = _refuse
+    update = setdefault = pop = popitem = clear = _refuse
+
+
+DEFAULT_CONFIG = _Default(n_embd=768, n_head=12, n_layer=12, embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1,
+                          clf_pdrop=0.1, afn="gelu")
 
 
 class LayerNorm(nn.Module):
@@ -75,6 +101,10 @@ class LayerNorm(nn.Module):
         """[..., d] -> [..., d]."""
         return F.layer_norm(x, self.g.shape, self.g, self.b, self.e)
 
+    def extra_repr(self):
+        """Width and epsilon."""
+        return f"{len(self.g)}, e={self.e:g}"
+
 
 class Conv1D(nn.Module):
     """x @ w + b with w of shape [nx, nf] (TF function `conv1d`; only width rf = 1 is ever used)."""
@@ -89,6 +119,10 @@ class Conv1D(nn.Module):
     def forward(self, x):
         """[..., nx] -> [..., nf]."""
         return x @ self.w + self.b                                      # [..., nx] x [nx, nf] -> [..., nf]
+
+    def extra_repr(self):
+        """The sizes, as the arguments are called."""
+        return "nx={}, nf={}".format(*self.w.shape)
 
 
 class Attention(nn.Module):
@@ -120,6 +154,10 @@ class Attention(nn.Module):
         a = a.transpose(1, 2).flatten(2)                                # -> [b, t, h, k] -> [b, t, d]
         return self.resid_dropout(self.c_proj(a))
 
+    def extra_repr(self):
+        """The number of heads."""
+        return f"n_head={self.n_head}" + ("" if self.scale else ", scale=False")
+
 
 def _drop_2018_mask(module, state_dict, prefix, *args):
     """Forget the causal mask that the 2018 port keeps among the weights as `attn.b`."""
@@ -141,6 +179,10 @@ class MLP(nn.Module):
     def forward(self, x):
         """[..., d] -> [..., d]."""
         return self.dropout(self.c_proj(self.act(self.c_fc(x))))
+
+    def extra_repr(self):
+        """The activation."""
+        return f"act={getattr(self.act, '__name__', self.act)}"
 
 
 class Block(nn.Module):
@@ -200,6 +242,10 @@ class TransformerModel(nn.Module):
             h = block(h)
         return h
 
+    def extra_repr(self):
+        """The rows of `we` and how many of them are positions."""
+        return f"vocab={self.n_vocab}, n_ctx={self.n_ctx}"
+
     def draw_keep(self):
         """Draw what the embedding's dropout multiplies `we` by.
 
@@ -221,11 +267,13 @@ class TransformerModel(nn.Module):
                 its last n_ctx rows.
         """
         first = self.n_vocab - self.n_ctx
+        if not hasattr(x, "dim"):
+            raise BadInput(f"x is {type(x).__name__}, expected a tensor: torch.as_tensor makes one of an array")
         if x.dim() < 2 or x.size(-1) != 2 or x.dtype not in (torch.int32, torch.int64):
             raise BadInput(f"x is {str(x.dtype).removeprefix('torch.')} {list(x.shape)}, expected int "
                            f"[..., length, 2]: token ids and position ids, which start at {first} here")
         tokens, positions = x.unbind(-1)
-        if _is_true(((tokens < 0) | (positions < first) | (x >= self.n_vocab).any(-1)).any()):
+        if is_true(((tokens < 0) | (positions < first) | (x >= self.n_vocab).any(-1)).any()):
             if positions.min() < first or positions.max() >= self.n_vocab:
                 raise BadInput(f"x has position ids from {int(positions.min())} to {int(positions.max())}, expected "
                                f"int [..., length, 2] with {first} to {self.n_vocab - 1} in x[..., 1]: the last "
@@ -238,16 +286,6 @@ class TransformerModel(nn.Module):
 def drops(dropout):
     """Whether a dropout may change its input: each asks its own mode and rate. What is not nn.Dropout may."""
     return not isinstance(dropout, nn.Dropout) or (dropout.training and dropout.p > 0)
-
-
-def _is_true(flag):
-    """The value of a bool tensor, or False where tensors have no values to look at (compiler, vmap, meta device)."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    try:
-        return bool(flag)
-    except (RuntimeError, NotImplementedError):
-        return False
 
 
 def _drop_2018_position_mask(module, state_dict, prefix, *args):
@@ -315,6 +353,10 @@ class _ClassifyHead(nn.Module):
     def forward(self, h, x):
         """h [b, t, d], x [..., t, 2] with b sequences -> logits, see classify."""
         return self.classify(self.pooled(h, x))
+
+    def extra_repr(self):
+        """The id of the token that it looks for."""
+        return f"clf_token={self.clf_token}"
 
 
 class MultipleChoiceHead(_ClassifyHead):
@@ -504,7 +546,7 @@ def _released_and_settings(path):
         raise BadInput(f"{path}: has no config.json, and its weights do not tell the number of heads (n_head) and the "
                        "activation (afn); write one, or make the model and call load_openai_pretrained_model")
     sizes = {name: getattr(released, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
-    return released, dotdict(DEFAULT_CONFIG | sizes | released.dropouts)
+    return released, DEFAULT_CONFIG | sizes | released.dropouts
 
 
 def _warn_of_left_out(path, names):
@@ -538,7 +580,8 @@ def load_openai_pretrained_model(model, n_ctx=-1, n_special=-1, n_transfer=12, n
         verbose: print one line on what was loaded.
     Returns:
         {'loaded': [TF names], 'fresh': [TF names], 'left_out': [names in the file]}: the first two together are
-        every variable of the transformer; the last are the heads that a file of transformers' may have.
+        every variable of the transformer; the last are the heads that a file of transformers' may have. What is
+        printed of it are their numbers.
     Raises:
         MissingInput, BadInput: see read_pretrained; or model and weights do not fit, in the heads and the activation
             that config.json gives too. The model is then unchanged.
@@ -583,8 +626,8 @@ def load_openai_pretrained_model(model, n_ctx=-1, n_special=-1, n_transfer=12, n
               f"fresh: {n_special if new else 'all'} special rows"
               + (f" and {len(fresh)} variables, {tf_name(fresh[0])} to {tf_name(fresh[-1])}" if fresh else "")
               + (f"; left out: {', '.join(left_out)[:300]}" if left_out else ""))
-    return {"loaded": [tf_name(name) for name in new], "fresh": [tf_name(name) for name in fresh],
-            "left_out": list(left_out)}
+    return Report(loaded=[tf_name(name) for name in new], fresh=[tf_name(name) for name in fresh],
+                  left_out=list(left_out))
 
 
 def _require_heads(model, released, path):

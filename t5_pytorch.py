@@ -37,7 +37,11 @@ from formats.t5_files import (  # noqa: F401 (offered from here too)
     load_t5_pretrained_model,
     read_t5_config,
 )
-from formats.tensor_files import strip_wrappers
+from formats.tensor_files import is_true, strip_wrappers
+
+# without Attention and Block, so that `from t5_pytorch import *` leaves those of model_pytorch as they are
+__all__ = ["EOS", "PAD", "START", "T5", "T5_CONFIGS", "DenseReluDense", "RMSNorm", "SequenceDropout", "Stack",
+           "export_t5_model", "load_t5_pretrained_model", "read_t5_config", "relative_position_bucket", "shift_right"]
 
 
 class Dense(nn.Module):
@@ -60,6 +64,11 @@ class Dense(nn.Module):
         """[..., in] -> [..., out]."""
         return F.linear(x, self.weight)                                         # [..., in] x [in, out] -> [..., out]
 
+    def extra_repr(self):
+        """The sizes."""
+        n_out, n_in = self.weight.shape
+        return f"n_in={n_in}, n_out={n_out}"
+
 
 class RMSNorm(nn.Module):
     """x * rsqrt(mean(x^2) + epsilon) * scale: no mean subtracted, no bias (TF function `rms_norm`)."""
@@ -72,6 +81,10 @@ class RMSNorm(nn.Module):
     def forward(self, x):
         """[..., d] -> [..., d]."""
         return F.rms_norm(x, self.scale.shape, self.scale, self.epsilon)
+
+    def extra_repr(self):
+        """Width and epsilon."""
+        return f"{len(self.scale)}, epsilon={self.epsilon:g}"
 
 
 class SequenceDropout(nn.Dropout):
@@ -173,6 +186,10 @@ class Attention(nn.Module):
         a = self.dropout(scores.softmax(-1)) @ v                                # [b, h, t, j] x [b, h, j, k]
         return self.o(a.transpose(1, 2).flatten(2))                             # -> [b, t, h, k] -> [b, t, h*k]
 
+    def extra_repr(self):
+        """The number of heads."""
+        return f"heads={self.heads}"
+
 
 class DenseReluDense(nn.Module):
     """Feed-forward layer: wo(relu(wi(x))), or wo(gelu(wi_0(x)) * wi_1(x)) (TF class `DenseReluDense`)."""
@@ -192,6 +209,10 @@ class DenseReluDense(nn.Module):
         else:
             hidden = F.relu(self.wi(x))
         return self.wo(self.dropout(hidden))
+
+    def extra_repr(self):
+        """The kind of activation."""
+        return "gated-gelu" if self.gated else "relu"
 
 
 class SelfAttentionLayer(nn.Module):
@@ -386,11 +407,13 @@ class T5(nn.Module):
         return model.eval()
 
     def embed_source(self, src):
-        """int [b, s] -> [b, s, d]."""
+        """int [b, s] -> [b, s, d]. Raises BadInput: see require_ids."""
+        require_ids("src", src, (self.shared if self.tie_token_emb else self.encoder.embedding).num_embeddings)
         return self.shared(src) if self.tie_token_emb else self.encoder.embedding(src)
 
     def embed_target(self, tgt):
-        """int [b, t] -> [b, t, d]."""
+        """int [b, t] -> [b, t, d]. Raises BadInput: see require_ids."""
+        require_ids("tgt", tgt, (self.shared if self.tie_token_emb else self.decoder.embedding).num_embeddings)
         return self.shared(tgt) if self.tie_token_emb else self.decoder.embedding(tgt)
 
     def logits(self, x):
@@ -434,6 +457,22 @@ class T5(nn.Module):
         """
         memory = self.encode(src, mask)
         return self.logits(require_finite(self.decoder(self.embed_target(tgt), tgt_mask, memory, mask)))
+
+
+def require_ids(name, ids, n):
+    """Refuse what is no int [batch, length] of token ids 0 to n - 1.
+
+    Raises:
+        BadInput: naming the argument, what it is and what was expected.
+    """
+    if not hasattr(ids, "dim"):
+        raise BadInput(f"{name} is {type(ids).__name__}, expected a tensor: torch.as_tensor makes one of an array")
+    if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
+        raise BadInput(f"{name} is {str(ids.dtype).removeprefix('torch.')} {list(ids.shape)}, expected int [batch, "
+                       "length]")
+    if is_true(((ids < 0) | (ids >= n)).any()):
+        raise BadInput(f"{name} has token ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {n - 1}; "
+                       f"padding is {PAD}, and a label of -100 is no token")
 
 
 def require_finite(x):

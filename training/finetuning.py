@@ -1,6 +1,7 @@
 """What train.py and train_t5.py share besides the loop: the task, choosing among endings, the submission."""
 
 import os
+import re
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,10 @@ def check_task_options(args):
 
 def read_splits(args):
     """Return train, valid and test of the data set asked for, each (stories, endings 1, endings 2, labels)."""
-    return DATASETS[args.dataset][0](args.data_dir, n_valid=args.n_valid)
+    try:
+        return DATASETS[args.dataset][0](args.data_dir, n_valid=args.n_valid)
+    except BadInput as error:  # the reader names its argument, which is an option here
+        raise BadInput(re.sub("^n_valid ", "--n_valid ", str(error))) from None
 
 
 def choose(logits_of, n_examples, n_choices, n_batch, world, verbose=False):
