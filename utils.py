@@ -91,7 +91,7 @@ def encode_dataset(*splits, encoder):
     Returns:
         The same structure with ids in place of strings.
     """
-    if len(splits) == 1 and len(splits[0]) and not isinstance(splits[0][0][0], (str, int, np.integer)):
+    if len(splits) == 1 and len(splits[0]) and isinstance(splits[0][0][0], (list, tuple, np.ndarray)):
         splits = splits[0]
 
     def encoded(field):
