@@ -4,12 +4,12 @@
     python analysis.py log/l*.jsonl --layers --out layers.png      accuracy against transferred layers
 """
 
+import contextlib
 import os
 import sys
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure  # not pyplot: a Figure of its own needs no screen and no global state
 from sklearn.metrics import accuracy_score
 
 from datasets import TEST_FILE, _rocstories
@@ -89,23 +89,23 @@ def draw_curves(log_paths, out, labels=None):
 
     Args:
         log_paths: logs of any training script; cost is per example in fine-tuning, per token in pre-training.
-        labels: their names; the files' names by default.
+        labels: their names; see names_of for the default.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = _figure(10, 4)
     cost, accuracy = figure.subplots(1, 2)
-    labels = labels or [os.path.splitext(os.path.basename(path))[0] for path in log_paths]
-    for i, (path, label) in enumerate(zip(log_paths, labels, strict=True)):
+    labels = labels or names_of(log_paths)
+    for i, path in enumerate(log_paths):
         lines = evaluations(path)
         x = [line["n_updates"] for line in lines]
         grey = str(0.6 * i / max(len(labels) - 1, 1))
         style = dict(color=grey, marker=MARKERS[i % len(MARKERS)], markersize=4)
-        cost.plot(x, [line["va_cost"] for line in lines], LINES[i % len(LINES)], label=label, **style)
-        accuracy.plot(x, [line.get("va_acc", np.nan) for line in lines], LINES[i % len(LINES)], label=label, **style)
+        cost.plot(x, [line["va_cost"] for line in lines], LINES[i % len(LINES)], **style)
+        accuracy.plot(x, [line.get("va_acc", np.nan) for line in lines], LINES[i % len(LINES)], **style)
     cost.set(xlabel="updates", ylabel="validation cost (nats)", ylim=(0, None))
     accuracy.set(xlabel="updates", ylabel="validation accuracy (%)")
     accuracy.axhline(50, color="0.8", linewidth=1, zorder=0)
     accuracy.annotate("chance", (0.01, 50), xycoords=("axes fraction", "data"), color="0.5", fontsize=8, va="bottom")
-    accuracy.legend(frameon=False)
+    _legend(accuracy, labels)
     _save(figure, out)
 
 
@@ -123,7 +123,7 @@ def draw_layers(log_paths, out):
     layers = sorted(by_layers)
     median = np.array([np.median(by_layers[n]) for n in layers])
     spread = np.array([[m - min(by_layers[n]), max(by_layers[n]) - m] for n, m in zip(layers, median, strict=True)]).T
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = _figure(6, 4)
     axes = figure.subplots()
     axes.errorbar(layers, median, yerr=spread, color="black", marker="o", capsize=3)
     names = {-1: "none\n(scratch)", 0: "embedding\nonly"}
@@ -138,7 +138,7 @@ def draw_seeds(accuracies, out, published=None, title=None):
     Args:
         accuracies: {seed: percent}. published: {label: percent}.
     """
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = _figure(7, 4)
     axes = figure.subplots()
     seeds, median = sorted(accuracies), float(np.median(list(accuracies.values())))
     lines = [(f"median: {median:.2f}", median, "-", "black"),
@@ -151,6 +151,43 @@ def draw_seeds(accuracies, out, published=None, title=None):
     axes.margins(y=0.1)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, out)
+
+
+def _figure(width, height):
+    """Return an empty matplotlib Figure, in inches. It is not pyplot's: it needs no screen and no global state."""
+    # A notebook's terminal names a backend in MPLBACKEND that need not be installed here. matplotlib reads the variable
+    # when it is imported, and cannot be imported where it does not know the name.
+    backend = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
+    import matplotlib
+    if backend is not None:
+        os.environ["MPLBACKEND"] = backend
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _legend(axes, labels):
+    """Draw the legend of the first lines of axes. Names stand as they are: matplotlib would hide `_a` and set `$x$`."""
+    legend = axes.legend(axes.get_lines()[:len(labels)], [f"line {i}" for i in range(len(labels))], frameon=False)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label.encode(errors="backslashreplace").decode())  # a file's name may be any bytes
+
+
+def names_of(paths):
+    """Return a name for each log: the file's, with as much of its folders as tells it from the others."""
+    parts = [os.path.splitext(os.path.abspath(path))[0].split(os.sep) for path in paths]
+
+    def name(mine, length):
+        return os.sep.join(mine[-length:])
+
+    lengths = [1] * len(parts)
+    for i, mine in enumerate(parts):
+        while lengths[i] < len(mine) and any(other != mine and name(other, lengths[i]) == name(mine, lengths[i])
+                                             for other in parts):
+            lengths[i] += 1
+    return [name(mine, length) for mine, length in zip(parts, lengths, strict=True)]
 
 
 def _save(figure, out):

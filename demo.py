@@ -24,9 +24,9 @@ import pretrain
 import pretrain_t5
 import train
 import train_t5
-from formats.errors import BadInput
+from formats.errors import BadInput, warn
 from toy import stories
-from utils import OneLineParser, read_log, require_ranges, run_script
+from utils import OneLineParser, reached_epoch, require_ranges, run_script
 
 # The narrow width makes larger initial weights and rates learn sooner; the rest are the scripts' defaults.
 GPT = {"n_embd": 96, "n_head": 4, "n_layer": 3}
@@ -73,13 +73,11 @@ def call(script, words):
 
 
 def finished(script, words, submission):
-    """True if a run with exactly these options has written its submission."""
+    """True if a run with exactly these options has come to its last epoch and written its submission."""
     args = script.parse_args(words)
-    log = os.path.join(args.log_dir, f"{args.desc}.jsonl")
-    if not (os.path.isfile(log) and os.path.isfile(submission)):
-        return False
-    header = read_log(log)[0]
-    return all(header.get(name) == value for name, value in vars(args).items())
+    header = reached_epoch(os.path.join(args.log_dir, f"{args.desc}.jsonl"), args.n_iter)
+    return header is not None and os.path.isfile(submission) \
+        and all(header.get(name) == value for name, value in vars(args).items())
 
 
 def make_stories(folder, seed, quick):
@@ -151,13 +149,20 @@ def main(argv=None):
 
     settings = (T5_FINETUNE if args.t5 else GPT_FINETUNE) | quick | {"model_dir": model_dir}
     variants = T5_VARIANTS if args.t5 else GPT_VARIANTS
-    accuracies, logs = {variant: [] for variant in variants}, {}
+    accuracies, logs, failures = {variant: [] for variant in variants}, {}, []
     for seed in range(args.seed, args.seed + args.seeds):
         for variant, options in variants.items():
             desc = f"{kind}-{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
-            log, accuracy = fine_tune(script, folder, desc, settings | options | {"seed": seed})
+            try:
+                log, accuracy = fine_tune(script, folder, desc, settings | options | {"seed": seed})
+            except BadInput as error:
+                failures.append(f"{desc}: {error}")
+                warn(f"{failures[-1]}; the others go on")
+                continue
             accuracies[variant].append(accuracy)
             logs.setdefault(variant, log)
+    if failures and not all(accuracies.values()):
+        raise BadInput(failures[0])
     if args.full:
         layers = [logs["from scratch"], logs["pre-trained"]]
         for n in range(GPT["n_layer"]):
@@ -173,6 +178,8 @@ def main(argv=None):
           + (", layers.png" if args.full else "") + f" ({time.monotonic() - begin:.0f} s)."
           f"\nThe same with the released weights and the real data:\n    python {real} --dataset rocstories "
           f"--desc rocstories --submit --analysis --data_dir DATA")
+    if failures:
+        raise BadInput(f"{len(failures)} fine-tunings failed: {failures[0]}")
 
 
 if __name__ == "__main__":

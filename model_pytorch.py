@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from formats.errors import BadInput, warn
+from formats.errors import BadInput, warn, warn_once
 from formats.gpt_files import (
     gpt_config,
     layer_names,
@@ -209,9 +209,13 @@ class TransformerModel(nn.Module):
         Returns:
             [v, d], each entry 0 or 1 / (1 - p); None where nothing is dropped.
         """
-        we = self.embed.weight
-        return self.embd_dropout(torch.ones(we.shape, dtype=we.dtype, device=we.device)) \
-            if drops(self.embd_dropout) else None
+        if not drops(self.embd_dropout):
+            return None
+        we = getattr(self.embed, "weight", None)
+        if we is None:
+            raise BadInput(f"embed is a {type(self.embed).__name__} without a weight, whose entries embd_dropout could "
+                           "drop; set embd_dropout.p = 0")
+        return self.embd_dropout(torch.ones(we.shape, dtype=we.dtype, device=we.device))
 
     def require_ids(self, x):
         """Refuse an x that is no tensor of (token id, position id).
@@ -286,7 +290,11 @@ class LMHead(nn.Module):
         """
         if self.trunc_and_reshape:
             h = h[:, :-1].reshape(-1, h.size(-1))                       # [b, t, d] -> [b(t-1), d]
-        return self.decoder(h, keep) if isinstance(self.decoder, TiedDecoder) else self.decoder(h)
+        if isinstance(self.decoder, TiedDecoder):
+            return self.decoder(h, keep)
+        if keep is not None and any(isinstance(part, TiedDecoder) for part in self.decoder.modules()):
+            _warn_of_wrapped("lm_head.decoder", self.decoder)
+        return self.decoder(h)
 
 
 class _ClassifyHead(nn.Module):
@@ -372,10 +380,22 @@ def make_task_head(task_head_type, clf_token, cfg):
 def hidden_states_and_keep(transformer, x):
     """Call a TransformerModel; return [b, t, d], and what its embedding was multiplied by (see draw_keep), or None.
 
-    A module that took its place is given x alone. It draws for itself, and the softmax takes the whole matrix.
+    A module that took its place is given x alone. It draws for itself, and the softmax takes the whole matrix; where
+    that is a wrapped TransformerModel that drops, a line says so.
     """
     keep = transformer.draw_keep() if isinstance(transformer, TransformerModel) else None
+    if keep is None and any(isinstance(part, TransformerModel) and drops(part.embd_dropout)
+                            for part in transformer.modules()):
+        _warn_of_wrapped("transformer", transformer)
     return (transformer(x) if keep is None else transformer(x, keep)), keep
+
+
+def _warn_of_wrapped(name, module):
+    """Say that a wrapper keeps the embedding's dropout from the softmax."""
+    if not torch.compiler.is_compiling():
+        warn_once(f"{name} is a {type(module).__name__}: the softmax takes the whole embedding, with the entries that "
+                  "embd_dropout drops in the look-up, unlike the original; wrap the blocks or the whole model, or set "
+                  "embd_dropout.p = 0")
 
 
 class LMModel(nn.Module):
@@ -429,7 +449,8 @@ class LMModel(nn.Module):
         A text of one token predicts nothing: 0. The softmax is over all rows of `we`, as in fine-tuning.
         fast.gpt.lm_loss gives the same number faster.
         """
-        logits = self.lm_head(*hidden_states_and_keep(self.transformer, x))[:, :-1]         # [b, t - 1, v]
+        logits = self.lm_head(*hidden_states_and_keep(self.transformer, x)) if self.return_probs else self(x)
+        logits = logits[:, :-1]                                                             # [b, t - 1, v]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = F.cross_entropy(logits.flatten(0, 1), x[:, 1:, 0].flatten().long(), reduction="sum")
         return total / max(x[:, 1:, 0].numel(), 1)

@@ -180,7 +180,7 @@ def run(args, world, tokens_length):
     torch.manual_seed(args.seed)
     with tempfile.TemporaryDirectory() as folder:  # the run's own keeps its vocabulary until all is checked
         encoder, train, held_out = load_data(args, folder, tokens_length)
-        vocabulary = pretraining.read_files(folder, ["spiece.model"])
+        vocabulary = pretraining.read_files(folder, sorted(os.listdir(folder)))
     n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
 
     def corrupted(rows, rng):

@@ -32,12 +32,11 @@ import datasets
 import download_model
 import train
 from formats import checks
-from formats.errors import BadInput, warn
-from formats.files import write_atomically
+from formats.errors import BadInput, MissingInput, warn
+from formats.files import load_tensors, write_atomically
 from model_pytorch import DoubleHeadModel
-from text_utils import TextEncoder
 from training import distributed, finetuning, loop
-from utils import OneLineParser, Stopped, read_log, require_ranges, run_script
+from utils import OneLineParser, Stopped, reached_epoch, read_log, require_ranges, run_script
 
 N_STORIES = 1871  # in each of the two files of ROCStories
 RELEASED_SIZE = (40478, 768)  # tokens and width of OpenAI's model
@@ -83,7 +82,7 @@ def parse_args(argv):
         if word.split("=")[0].removeprefix("--") in OURS and word.startswith("--"):
             raise BadInput(f"{word} after --: reproduce.py sets this itself (allowed before --: --data_dir, "
                            "--model_dir, --first_seed)")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if distributed.world_size() > 1:
         raise BadInput("reproduce.py runs as one process; start it with python, without torchrun")
     return args, extra
 
@@ -217,16 +216,17 @@ def is_finished(args, run, blobs):
         BadInput: the folder holds this seed with other options or other data or weights.
     """
     files, record = run_files(args, run), read_record(run_files(args, run)["record"])
-    lines = read_log(files["log"]) if os.path.isfile(files["log"]) else []
-    differ = [f"--{name} {lines[0].get(name)!r} then, {value!r} now" for name, value in vars(run).items()
-              if lines and name not in loop.FREE_ON_RESUME and lines[0].get(name) != value]
+    header = next(iter(read_log(files["log"])), None) if os.path.isfile(files["log"]) else None
+    header = header if isinstance(header, dict) else {}  # a log that was cut short before its first line was whole
+    differ = [f"--{name} {header.get(name)!r} then, {value!r} now" for name, value in vars(run).items()
+              if header and name not in loop.FREE_ON_RESUME and header.get(name) != value]
     if record is not None:
         differ += [f"another {name} then" for name in blobs.keys() | record["blobs"].keys()
                    if record["blobs"].get(name) != blobs.get(name)]
     if differ:
         raise BadInput(f"{files['log']}: seed {run.seed} was run differently: {'; '.join(sorted(differ))}; "
                        "give the same, or another --out")
-    return bool(record and record["finished"] and lines and lines[-1].get("n_epochs") == run.n_iter
+    return bool(record and record["finished"] and reached_epoch(files["log"], run.n_iter)
                 and os.path.isfile(files["submission"]))
 
 
@@ -239,7 +239,7 @@ def seconds_per_seed(run, n_updates=3):
         (seconds per seed, seconds per update).
     """
     device = distributed.join(run.device).device
-    encoder = TextEncoder(run.encoder_path, run.bpe_path)
+    encoder = train.load_encoder(run)
     n_vocab = len(encoder.encoder)
     splits, n_ctx = train.load_data(run, encoder)
     n_train, n_valid, n_test = (len(split[0]) for split in splits)
@@ -276,6 +276,12 @@ def seconds_per_seed(run, n_updates=3):
 # Running and reporting
 
 
+def logged_epochs(path):
+    """Return how many epochs a log has come to; 0 where it is absent or empty."""
+    lines = read_log(path) if os.path.isfile(path) else []
+    return max((line.get("n_epochs", 0) for line in lines if isinstance(line, dict)), default=0)
+
+
 def run_seed(args, command, run, blobs):
     """Fine-tune with one seed, or go on where that was interrupted, and record it.
 
@@ -285,6 +291,10 @@ def run_seed(args, command, run, blobs):
     """
     files = run_files(args, run)
     record = read_record(files["record"]) or {"machines": []}
+    if os.path.isfile(files["checkpoint"]) \
+            and logged_epochs(files["log"]) < load_tensors(files["checkpoint"]).get("n_epochs", 0):
+        warn(f"{files['log']}: lacks epochs that the checkpoint has behind it; seed {run.seed} starts afresh")
+        delete_checkpoint(run)
     resumed = os.path.isfile(files["checkpoint"])
     here = machine(distributed.join(run.device).device)
     # machines of which some part of the result comes
@@ -419,10 +429,16 @@ def main(argv=None):
               f"{per_update:.3g} s per update")
     else:
         values = report(args, argv, commands[0], runs, inputs)
+    failures = {}
     for i, (command, run) in enumerate(todo, 1):
         start = time.monotonic()
         print(f"seed {run.seed}, {i} of {len(todo)}")
-        run_seed(args, command, run, inputs.blobs)
+        try:
+            run_seed(args, command, run, inputs.blobs)
+        except (BadInput, MissingInput) as error:
+            failures[run.seed] = str(error)
+            warn(f"seed {run.seed} failed, the others go on: {error}")
+            continue
         finished = sorted([*finished, run], key=lambda run: run.seed)
         values = report(args, argv, commands[0], finished, inputs)
         if args.delete_checkpoints:
@@ -431,8 +447,13 @@ def main(argv=None):
         mine = next(seed for seed in values["seeds"] if seed["seed"] == run.seed)
         print(f"seed {run.seed} is done: valid {mine['valid']:.2f}, test {mine['test']:.2f}; "
               f"about {datetime.timedelta(seconds=round(left))} to go")
-    print(markdown(values))
-    print(f"wrote {os.path.join(args.out, 'report.md')}")
+    if finished:
+        print(markdown(values))
+        print(f"wrote {os.path.join(args.out, 'report.md')}")
+    if failures:
+        seed, message = next(iter(failures.items()))
+        raise BadInput(f"{len(failures)} of {len(runs)} seeds failed, the first is seed {seed}: {message}; the same "
+                       "command again tries them once more")
 
 
 if __name__ == "__main__":

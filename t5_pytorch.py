@@ -151,7 +151,8 @@ class Attention(nn.Module):
 
     def compute_bias(self, length, bidirectional):
         """The relative bias of each query and memory position, [1, h, t, t] (TF function `compute_bias`)."""
-        table, position = self.relative_attention_bias, torch.arange(length)  # on the CPU: the rounding is known there
+        table, position = self.relative_attention_bias, torch.arange(length, device="cpu")
+        # On the CPU: the rounding is known there.
         bucket = relative_position_bucket(position[None, :] - position[:, None], bidirectional, table.num_embeddings,
                                           self.max_distance)                    # [t, t]
         bias = table(bucket.to(table.weight.device))                            # [t, t, h]
@@ -321,7 +322,7 @@ class T5(nn.Module):
             tie_token_emb is False.
         enc_depth, enc_heads, enc_dim_head: blocks, heads, size of a head; likewise dec_.
         enc_mlp_mult, dec_mlp_mult: inner width of the feed-forward layer as a multiple of dim.
-        dropout: rate of every dropout; see Dropout for what the original drops together.
+        dropout: rate of every dropout; see SequenceDropout for what the original drops together.
         tie_token_emb: one embedding for source and target, `shared`.
         tie_logits: True (version 1.0): the decoder's output times dim^-0.5 meets the embedding of the
             target; False (version 1.1): `decoder.logits`, no scaling.

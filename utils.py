@@ -158,8 +158,7 @@ class ResultLogger:
         kwargs.setdefault("time", time.time())
         lines = [json.dumps(kwargs)]
         if keep is not None and os.path.isfile(path):
-            lines = read_log(path)
-            lines = [json.dumps(line) for i, line in enumerate(lines) if i == 0 or keep(line)]
+            lines = [json.dumps(line) for i, line in enumerate(read_log(path)) if i == 0 or keep(line)] or lines
         with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
             f.write("".join(line + "\n" for line in lines))
         try:
@@ -180,6 +179,18 @@ class ResultLogger:
     def close(self):
         """Close the file."""
         self.f_log.close()
+
+
+def reached_epoch(path, n_epochs):
+    """Return the arguments in the log at `path` if its run has come to that epoch, else None.
+
+    Raises:
+        BadInput: it is not JSON lines.
+    """
+    lines = read_log(path) if os.path.isfile(path) else []
+    if len(lines) > 1 and all(isinstance(line, dict) for line in lines) and lines[-1].get("n_epochs") == n_epochs:
+        return lines[0]
+    return None
 
 
 def read_log(path):

@@ -1,11 +1,16 @@
 """The demonstration in its quick form, the pictures, and the README's promises."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
 import analysis
 import demo
+import train
 from formats.errors import BadInput
 from utils import read_log, run_script
 
@@ -29,6 +34,77 @@ def test_quick_demo_end_to_end_and_again(tmp_path, capsys):
     assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("best_params")}
     table = out[out.index("Accuracy on"):].split("\n\n")[0]
     assert table in again
+
+
+def test_a_run_is_finished_when_its_log_reaches_the_last_epoch(tmp_path):
+    words = demo.command_line({"desc": "a", "log_dir": tmp_path, "n_iter": 2})
+    log, submission = tmp_path / "a.jsonl", tmp_path / "ROCStories.tsv"
+    submission.write_text("index\tprediction\n")
+    header = json.dumps(vars(train.parse_args(words)) | {"data": 5})
+    for lines, done in (([], False), ([header], False), ([header, '{"n_epochs": 0, "n_updates": 1000}'], False),
+                        ([header, '{"n_epochs": 1}'], False), ([header, '{"n_epochs": 1}', '{"n_epochs": 2}'], True),
+                        (["[]", '{"n_epochs": 2}'], False), ([header, '{"n_epochs": 2}', '{"n_ep'], True)):
+        log.write_text("\n".join(lines))
+        assert demo.finished(train, words, str(submission)) is done, lines
+    assert not demo.finished(train, [*words, "--seed", "5"], str(submission))
+
+
+def test_one_failed_seed_does_not_stop_the_others(tmp_path, monkeypatch, capfd):
+    done, pictures = [], []
+    monkeypatch.setattr(demo, "make_stories", lambda *args: ("text", "data"))
+    monkeypatch.setattr(demo, "show_sample", lambda *args: None)
+    monkeypatch.setattr(demo, "call", lambda *args: None)
+    monkeypatch.setattr(demo.analysis, "draw_curves", lambda logs, *rest: pictures.append(logs))
+
+    def fine_tune(script, folder, desc, options):
+        if options["seed"] == 4 and "scratch" in desc:
+            raise BadInput("the loss is nan")
+        done.append(desc)
+        return desc, 60.0 + options["seed"]
+
+    monkeypatch.setattr(demo, "fine_tune", fine_tune)
+    assert run_script(demo.main, ["--out", str(tmp_path), "--seed", "3", "--seeds", "3"]) == 2
+    out, err = capfd.readouterr()
+    assert len(done) == 3 * 3 - 1 and len(pictures) == 1
+    assert re.search(r"from scratch +64.0 +\(63.0 to 65.0, 2 seeds\)", out)
+    assert "gpt-from-scratch-4: the loss is nan" in err.strip().split("\n")[-1]
+
+
+def legend_of(monkeypatch, *args):
+    """The texts of the legend of draw_curves, and the figure."""
+    figures = []
+    monkeypatch.setattr(analysis, "_save", lambda figure, out: figures.append(figure))
+    analysis.draw_curves(*args)
+    return figures[0].axes[1].get_legend().get_texts(), figures[0]
+
+
+def test_names_stand_in_the_legend_as_they_are(tmp_path, monkeypatch):
+    names = ["_a", "$x$", "b", "$", "\udce9"]
+    logs = [write_log(tmp_path / f"{name}.jsonl", 1, [50]) for name in names]
+    texts, figure = legend_of(monkeypatch, logs, "out.png")
+    assert [text.get_text() for text in texts] == ["_a", "$x$", "b", "$", "\\udce9"]
+    assert not any(text.get_parse_math() for text in texts)
+    figure.savefig(tmp_path / "out.png")
+    texts, _ = legend_of(monkeypatch, logs[:2], "out.png", ["_one", "two"])
+    assert [text.get_text() for text in texts] == ["_one", "two"]
+
+
+def test_two_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    paths = [tmp_path / folder / name for folder, name in (("x/log", "a"), ("y/log", "a"), ("y/log", "b"))]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    texts, _ = legend_of(monkeypatch, [write_log(path.with_suffix(".jsonl"), 1, [50]) for path in paths], "out.png")
+    assert [text.get_text() for text in texts] == ["x/log/a", "y/log/a", "b"]
+    assert analysis.names_of(["a.jsonl", "a.jsonl", "c/a.jsonl"])[2] == "c/a"
+
+
+@pytest.mark.parametrize("backend", ["nonsense", "module://matplotlib_inline.backend_inline", ""])
+def test_a_backend_in_the_environment_is_no_obstacle(tmp_path, backend):
+    """A notebook's terminal sets one, which the Python of that terminal need not have."""
+    log = write_log(tmp_path / "a.jsonl", 1, [50])
+    subprocess.run([sys.executable, analysis.__file__, log, "--out", tmp_path / "a.png"], check=True,
+                   env=os.environ | {"MPLBACKEND": backend}, stdout=subprocess.DEVNULL)
+    assert (tmp_path / "a.png").stat().st_size > 5000
 
 
 def test_quick_demo_of_t5(tmp_path, capsys):

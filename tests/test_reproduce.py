@@ -163,6 +163,43 @@ def test_a_half_finished_seed_is_resumed(work, monkeypatch, capfd):
     assert "unknown (resumed)" in (other / "report.md").read_text()
 
 
+def test_an_interrupted_seed_is_not_finished_whatever_its_log_holds(work):
+    reproduce.main(work(seeds=1))
+    log = work.folder / "out" / "log" / "reproduce-42.jsonl"
+    header, *lines = log.read_text().splitlines()
+    words = work(seeds=1)
+    args, extra = reproduce.parse_args(words)
+    run = train.parse_args(reproduce.train_command(args, extra, 42))
+    blobs = written(work)["git_blob_ids"]
+    assert reproduce.is_finished(args, run, blobs)
+    for kept in ([], [header], [header, lines[0]], ["5", lines[1]]):
+        log.write_text("".join(line + "\n" for line in kept))
+        assert not reproduce.is_finished(args, run, blobs), kept
+    for kept in ([], [header]):  # it is made again
+        log.write_text("".join(line + "\n" for line in kept))
+        reproduce.main(words)
+        again = log.read_text().splitlines()
+        assert json.loads(again[0])["seed"] == 42
+        assert [json.loads(line)["va_cost"] for line in again[1:]] == [json.loads(line)["va_cost"] for line in lines]
+
+
+def test_one_failed_seed_does_not_stop_the_others(work, monkeypatch, capfd):
+    real = train.main
+
+    def failing(words):
+        if "43" in words:
+            raise reproduce.BadInput("update 2: the loss is nan")
+        real(words)
+
+    monkeypatch.setattr(train, "main", failing)
+    line = refused(work(seeds=3), capfd, "1 of 3 seeds failed, the first is seed 43: update 2: the loss is nan")[-1]
+    assert "the same command again" in line
+    assert [seed["seed"] for seed in written(work)["seeds"]] == [42, 44]
+    monkeypatch.setattr(train, "main", real)
+    reproduce.main(work(seeds=3))
+    assert [seed["seed"] for seed in written(work)["seeds"]] == [42, 43, 44]
+
+
 def test_a_lost_submission_is_made_again(work, monkeypatch):
     reproduce.main(work(seeds=1))
     path = work.folder / "out" / "submission" / "reproduce-42" / "ROCStories.tsv"
