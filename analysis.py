@@ -7,6 +7,7 @@ Every draw_ function returns the Figure, which a notebook shows, and writes it w
 """
 
 import contextlib
+import io
 import os
 import sys
 
