@@ -178,6 +178,15 @@ def test_a_model_that_lost_blocks_is_followed(kind, left):
         agree(gpt.losses(model, x, m, y, 0.5)[0], loss.double_head_loss(*model(x), x, m, y, 0.5)[0], 1e-5)
 
 
+def test_weights_of_tokens_below_one_are_shares_of_their_sum():
+    model = enlarge(small_model(), 4)
+    x, m, y = story_batch(1)
+    m = m * torch.rand(m.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+    ours = loss_and_gradients(model, lambda: gpt.losses(model, x, m, y, 0.5)[0])
+    compare(ours, loss_and_gradients(model, lambda: loss.double_head_loss(*model(x), x, m, y, 0.5)[0]), 2e-5)
+    agree(ours[0], gpt.losses(model, x, m * 1000, y, 0.5)[0], 1e-5)
+
+
 def test_weights_of_the_terms_that_learn_get_their_gradients():
     model = enlarge(small_model(), 4)
     x, m, y = story_batch(1)

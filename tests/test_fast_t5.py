@@ -132,6 +132,13 @@ def test_a_setting_changed_afterwards_is_followed(part, name, value):
     assert near(fast_t5.training_loss(model, src, tgt), want, 1e-6) and (want - usual).abs() > 2e-5 * usual
 
 
+def test_the_encoder_s_output_is_0_at_padding():
+    model, (src, _) = small_model(), odd_batch()
+    with torch.no_grad():
+        hidden = fast_t5.encode(model, src, src != 0)
+        assert near(hidden, model.encode(src, src != 0), 1e-5) and not hidden[src == 0].any()
+
+
 def test_a_batch_without_padding_needs_no_mask():
     model = small_model()
     src, tgt = (torch.randint(2, 53, (3, n)) for n in (11, 7))
