@@ -91,7 +91,7 @@ def model_config(args, n_tokens):
     if args.init_dir is not None:
         config = read_t5_config(args.init_dir)
         if config["enc_num_tokens"] < n_tokens:
-            raise BadInput(f"{args.init_dir}: spiece.model has {n_tokens} ids with the sentinels, but the model only "
+            raise BadInput(f"{args.init_dir}: the vocabulary has {n_tokens} ids with the sentinels, but the model only "
                            f"{config['enc_num_tokens']}; the two do not belong together")
         return config
     config = options.own_t5_size(T5_CONFIGS[args.model], args, n_tokens)
@@ -109,10 +109,22 @@ def learn_vocabulary(lines, n_pieces):
         BadInput: the text has too little variety for so many pieces, or too much for so few.
     """
     model = io.BytesIO()
+    lines = lines[::-(-len(lines) // MAX_LINES)]
+
+    def sentences():
+        """The lines in short parts: the trainer's time grows with the square of a long passage that occurs twice.
+
+        It leaves out, in silence, what is too long or holds its own signs, a tab or U+2585.
+        """
+        for line in lines:
+            words = line.replace("\u2585", " ").split()
+            for start in range(0, len(words), 100):
+                yield " ".join(words[start:start + 100])
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines[::-(-len(lines) // MAX_LINES)]), model_writer=model, model_type="unigram",
-            vocab_size=n_pieces, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, max_sentence_length=1 << 20, minloglevel=2)
+            sentence_iterator=sentences(), model_writer=model, model_type="unigram", vocab_size=n_pieces, pad_id=0,
+            eos_id=1, unk_id=2, bos_id=-1, minloglevel=2, max_sentence_length=4 * max(map(len, lines)))  # in bytes
     except RuntimeError as error:
         limit = re.search(r"(<=|required_chars\. \d+ vs) (\d+)", str(error))
         allowed = f"allowed is at {'most' if limit[1] == '<=' else 'least'} {limit[2]}" if limit else str(error)[-150:]
@@ -129,15 +141,17 @@ def load_data(args, folder, tokens_length):
         encoder: a SentencePieceEncoder. train, held_out: int32 [n, tokens_length], raw token ids.
     """
     path = os.path.join(folder, "spiece.model")
-    lines = list(corpus.read_lines(args.text))
+    lines = [part for part, _ in corpus.read_parts(args.text)]
     if not lines:
         raise BadInput(f"{', '.join(args.text)}: nothing but blank lines; give some text")
     if args.init_dir is None:
         data = learn_vocabulary(lines, args.n_pieces)
     else:
-        SentencePieceEncoder.from_folder(args.init_dir)  # answers a bad file before it is copied
-        with open(os.path.join(args.init_dir, "spiece.model"), "rb") as f:
-            data = f.read()
+        source = SentencePieceEncoder.from_folder(args.init_dir)
+        if source.sentinels != [source.n_tokens - 1 - i for i in range(N_SENTINELS)]:
+            raise BadInput(f"{args.init_dir}: the vocabulary does not end in {N_SENTINELS} sentinels that count down, "
+                           f"as T5's does (it has {len(source.sentinels)}); span corruption needs these")
+        data = source.data
     write_bytes(path, data)
     encoder = SentencePieceEncoder(path)
     ids = [np.array(encoder.encode([line], verbose=False)[0], dtype=np.int32)

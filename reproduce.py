@@ -31,6 +31,7 @@ import analysis
 import datasets
 import download_model
 import train
+from formats import gpt_vocabulary
 from formats.errors import BadInput, warn
 from formats.files import write_atomically
 from model_pytorch import DoubleHeadModel
@@ -136,13 +137,17 @@ def check_weights(run, n_vocab, unverified):
     Raises:
         BadInput: naming the first file that is not as published.
     """
-    paths = {"encoder_bpe_40000.json": run.encoder_path, "vocab_40000.bpe": run.bpe_path}
+    vocabulary = train.vocabulary_paths(run)
+    same_form = len(vocabulary) == 2 and os.path.basename(vocabulary[0]) != gpt_vocabulary.HUB_FILES[0]
+    paths = dict(zip(gpt_vocabulary.OPENAI_FILES if same_form else map(os.path.basename, vocabulary), vocabulary,
+                     strict=True))
     wanted = {}
     if n_vocab is None:
         line = "weights: none, trained from scratch"
     else:
         origin = "openai" if os.path.isfile(os.path.join(run.model_dir, "params_shapes.json")) else "hub"
-        wanted = download_model.wanted_files("gpt", origin)
+        wanted = {name: file for name, file in download_model.wanted_files("gpt", origin).items()
+                  if same_form or name not in gpt_vocabulary.OPENAI_FILES}
         paths = {name: os.path.join(run.model_dir, name) for name in wanted} | paths
         if os.path.isfile(run.model_dir):
             paths["model.safetensors"] = run.model_dir
@@ -151,6 +156,8 @@ def check_weights(run, n_vocab, unverified):
         else:
             problems = [f"{paths[name]}: {problem}" for name in wanted
                         if (problem := download_model.problem_of(paths[name], wanted[name]))]
+            if not same_form and not gpt_vocabulary.is_released(*gpt_vocabulary.read_files(*vocabulary)):
+                problems.append(f"{vocabulary[0]}: does not hold OpenAI's pieces and merges")
             if problems and not unverified:
                 raise BadInput(f"{problems[0]}{f' (and {len(problems) - 1} more)' if problems[1:] else ''}; bring "
                                "OpenAI's files with download_model.py, or give --unverified to use these")
@@ -158,6 +165,8 @@ def check_weights(run, n_vocab, unverified):
             if not problems:
                 line = {"openai": "weights: OpenAI's, every file verified by its git blob id",
                         "hub": "weights: the Hub's model.safetensors, its number of values checked"}[origin]
+                if not same_form:
+                    line += f"; OpenAI's pieces and merges in {' and '.join(map(os.path.basename, vocabulary))}"
                 return Inputs([line], [], _blobs(paths))
     return Inputs([line], [line], _blobs(paths))
 
@@ -241,8 +250,8 @@ def seconds_per_seed(run, n_updates=3):
         (seconds per seed, seconds per update).
     """
     device = distributed.join(run.device).device
-    encoder = TextEncoder(run.encoder_path, run.bpe_path)
-    n_vocab = len(encoder.encoder)
+    encoder = TextEncoder(*train.vocabulary_paths(run))
+    n_vocab = len(encoder)
     splits, n_ctx = train.load_data(run, encoder)
     n_train, n_valid, n_test = (len(split[0]) for split in splits)
     total = loop.updates_per_epoch(n_train, run) * run.n_iter

@@ -21,6 +21,7 @@ import torch
 import analysis
 import fast.gpt
 import opt
+from formats import gpt_vocabulary
 from formats.errors import BadInput, warn
 from formats.gpt_files import WHERE_FROM, read_pretrained
 from loss import double_head_loss
@@ -39,8 +40,9 @@ def parse_args(argv):
     finetuning.add_task_options(p)
     model = p.add_argument_group("the model")
     model.add_argument("--model_dir", default="model/", help="folder with OpenAI's weights and vocabulary")
-    model.add_argument("--encoder_path", help="vocabulary (default: encoder_bpe_40000.json in model_dir)")
-    model.add_argument("--bpe_path", help="merges (default: vocab_40000.bpe in model_dir)")
+    model.add_argument("--encoder_path", help="vocabulary (default: the one in model_dir, in whichever form)")
+    model.add_argument("--bpe_path", help="merges that go with it; if one of the two is given, "
+                       "the other one is OpenAI's file in model_dir")
     model.add_argument("--n_transfer", type=int, default=12,
                        help="pretrained layers to load; 0: the embedding alone; -1: nothing, train from scratch")
     model.add_argument("--n_ctx", type=int, default=512, help="positions at most; the data may need fewer")
@@ -51,10 +53,19 @@ def parse_args(argv):
     o.add_argument("--lr_warmup", type=float, default=0.002, help="share of all updates spent warming up")
     o.add_argument("--lm_coef", type=float, default=0.5, help="weight of the language-model loss; 0: none")
     o.add_argument("--vector_l2", action="store_true", help="decay biases and gains too")
-    args = p.parse_args(argv)
-    args.encoder_path = args.encoder_path or os.path.join(args.model_dir, "encoder_bpe_40000.json")
-    args.bpe_path = args.bpe_path or os.path.join(args.model_dir, "vocab_40000.bpe")
-    return args
+    return p.parse_args(argv)
+
+
+def vocabulary_paths(args):
+    """Return the paths of the vocabulary, the arguments of TextEncoder: those given, else what is in model_dir.
+
+    Raises:
+        MissingInput: neither of the two is given, and model_dir has no vocabulary.
+    """
+    if args.encoder_path is None and args.bpe_path is None:
+        return gpt_vocabulary.find_files(args.model_dir)
+    defaults = (os.path.join(args.model_dir, name) for name in gpt_vocabulary.OPENAI_FILES)
+    return tuple(given or default for given, default in zip((args.encoder_path, args.bpe_path), defaults, strict=True))
 
 
 def check_args(args, world):
@@ -162,10 +173,11 @@ def main(argv=None):
     n_vocab_pretrained = check_args(args, world)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    encoder = TextEncoder(args.encoder_path, args.bpe_path)
-    n_vocab = len(encoder.encoder)
+    paths = vocabulary_paths(args)
+    encoder = TextEncoder(*paths)
+    n_vocab = len(encoder)
     if n_vocab_pretrained not in (None, n_vocab):
-        raise BadInput(f"{args.encoder_path}: has {n_vocab} pieces, but the weights in {args.model_dir} have "
+        raise BadInput(f"{paths[0]}: has {n_vocab} pieces, but the weights in {args.model_dir} have "
                        f"{n_vocab_pretrained} tokens; the two do not belong together; {WHERE_FROM}")
     for name in SPECIAL:
         encoder.encoder[name] = len(encoder.encoder)

@@ -1,5 +1,6 @@
 """reproduce.py on toy data: its report, what it skips and resumes, what it refuses and never claims."""
 
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import opt
 import reproduce
 import train
 from datasets import TEST_FILE, VALID_FILE
+from formats import gpt_vocabulary
 from model_pytorch import LMModel, dotdict, export_openai_model
 from utils import read_log, run_script
 
@@ -268,6 +270,23 @@ def test_weights_of_the_released_size_are_verified(work, pretrained, capfd, monk
         f.seek(200)
         f.write(b"\1\2\3\4")
     refused(pretrained, capfd, "params_3.npy: altered")
+
+
+def test_a_vocabulary_in_the_hub_s_form_is_verified_by_its_content(work, pretrained, capfd, monkeypatch):
+    folder = work.folder / "model"
+    monkeypatch.setattr(reproduce, "RELEASED_SIZE", (93, 12))
+    monkeypatch.setattr(download_model, "OPENAI_FILES", {
+        name: wanted._replace(expected=download_model.git_blob_id(folder / name), least_size=1)
+        for name, wanted in download_model.OPENAI_FILES.items()})
+    for name, other in zip(gpt_vocabulary.OPENAI_FILES, gpt_vocabulary.HUB_FILES, strict=True):
+        (folder / name).rename(folder / other)
+    refused(pretrained, capfd, "vocab.json: does not hold OpenAI's pieces and merges; .*--unverified")
+    content = gpt_vocabulary.read_folder(str(folder))
+    digest = hashlib.sha256(json.dumps([sorted(content[0].items()), list(content[1])]).encode()).hexdigest()
+    monkeypatch.setattr(gpt_vocabulary, "RELEASED_SHA256", digest)
+    reproduce.main(pretrained)
+    text = (work.folder / "out" / "report.md").read_text()
+    assert "OpenAI's pieces and merges in vocab.json and merges.txt" in text and "NOT those" not in text
 
 
 def test_the_authors_setting_departs_in_nothing(small_vocabulary):
