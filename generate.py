@@ -33,8 +33,7 @@ from model_pytorch import ACT_FNS, LMModel, dotdict, load_openai_pretrained_mode
 from t5_decoding import STOP_EVERY, evaluation_mode, require_sampling, sample, stopped
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config
 from text_utils import SentencePieceEncoder, TextEncoder
-from training import loop, options
-from training.corpus import perplexity_of
+from training import corpus, loop, options
 from utils import OneLineParser, require_ranges, run_script, select_device
 
 
@@ -124,8 +123,8 @@ def load_gpt(model_dir, n_head, afn, device):
     _, n_ctx, n_vocab, n_embd, n_layer = released[:5]
     n_head, afn = options.settle_heads(n_head, afn, released, model_dir)
     encoder = TextEncoder.from_folder(model_dir)
-    if len(encoder.encoder) != n_vocab:
-        raise BadInput(f"{model_dir}: the vocabulary has {len(encoder.encoder)} pieces, the weights {n_vocab} tokens; "
+    if len(encoder) != n_vocab:
+        raise BadInput(f"{model_dir}: the vocabulary has {len(encoder)} pieces, the weights {n_vocab} tokens; "
                        "the two do not belong together")
     cfg = dotdict(n_embd=n_embd, n_head=n_head, n_layer=n_layer, afn=afn, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)
     model = LMModel(cfg, vocab=n_vocab + n_ctx, n_ctx=n_ctx)
@@ -204,19 +203,15 @@ def perplexity(model, ids, plain=False):
     for start in progress.bar(range(0, len(ids) - 1, n_ctx - 1), unit="window"):
         x = with_positions(torch.tensor([ids[start:start + n_ctx]], device=device), 0, n_vocab)     # [1, t, 2]
         total += (word_loss(model(x), x, n_vocab) if plain else fast.gpt.lm_word_loss(model, x)).item()
-    return perplexity_of(total / (len(ids) - 1))
+    return corpus.perplexity_of(total / (len(ids) - 1))
 
 
 def print_perplexity(args, model, encoder):
-    """Print tokens and perplexity of the file --perplexity."""
+    """Print tokens and perplexity of the file --perplexity, which is read as pretrain.py reads text."""
     if not os.path.isfile(args.perplexity):
         raise MissingInput(f"{args.perplexity}: not found; --perplexity expects a text file in UTF-8")
-    try:
-        with open(args.perplexity, encoding="utf-8-sig") as f:
-            lines = [line for line in f.read().splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{args.perplexity}: is not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    ids = [i for line in encoder.encode(lines) for i in line]
+    ids = [i for words in corpus.read_words(encoder.tokenizer, [args.perplexity])
+           for word in words for i in encoder.word_ids(word)]
     if len(ids) < 2:
         raise BadInput(f"{args.perplexity}: has {len(ids)} tokens, at least 2 are needed")
     with loop.autocast(model.transformer.embed.weight.device, args.precision):
@@ -378,7 +373,7 @@ def main(argv=None):
         encoder = SentencePieceEncoder.from_folder(args.model_dir)
         config = T5_CONFIGS[args.size] if args.size else read_t5_config(args.model_dir)
         if encoder.n_tokens > config["enc_num_tokens"]:
-            raise BadInput(f"{args.model_dir}: spiece.model has {encoder.n_tokens} ids with the sentinels, but the "
+            raise BadInput(f"{args.model_dir}: the vocabulary has {encoder.n_tokens} ids with the sentinels, but the "
                            f"model only {config['enc_num_tokens']}; the two do not belong together")
         model = T5(**config)
         load_t5_pretrained_model(model, args.model_dir)

@@ -26,7 +26,7 @@ import fast.t5
 import loss
 import opt
 from fast.memory import give_back_free_pages
-from formats import progress, t5_vocabulary
+from formats import progress
 from formats.errors import BadInput, is_first_process
 from formats.files import write_bytes
 from formats.hub import local_folder
@@ -97,7 +97,7 @@ def model_config(args, n_tokens):
     if args.init_dir is not None:
         config = read_t5_config(args.init_dir)
         if config["enc_num_tokens"] < n_tokens:
-            raise BadInput(f"{args.init_dir}: spiece.model has {n_tokens} ids with the sentinels, but the model only "
+            raise BadInput(f"{args.init_dir}: the vocabulary has {n_tokens} ids with the sentinels, but the model only "
                            f"{config['enc_num_tokens']}; the two do not belong together")
         return config
     config = options.own_t5_size(T5_CONFIGS[args.model], args, n_tokens)
@@ -115,10 +115,22 @@ def learn_vocabulary(lines, n_pieces):
         BadInput: the text has too little variety for so many pieces, or too much for so few.
     """
     model = io.BytesIO()
+    lines = lines[::-(-len(lines) // MAX_LINES)]
+
+    def sentences():
+        """The lines in short parts: the trainer's time grows with the square of a long passage that occurs twice.
+
+        It leaves out, in silence, what is too long or holds its own signs, a tab or U+2585.
+        """
+        for line in lines:
+            words = line.replace("\u2585", " ").split()
+            for start in range(0, len(words), 100):
+                yield " ".join(words[start:start + 100])
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines[::-(-len(lines) // MAX_LINES)]), model_writer=model, model_type="unigram",
-            vocab_size=n_pieces, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, max_sentence_length=1 << 20, minloglevel=2)
+            sentence_iterator=sentences(), model_writer=model, model_type="unigram", vocab_size=n_pieces, pad_id=0,
+            eos_id=1, unk_id=2, bos_id=-1, minloglevel=2, max_sentence_length=4 * max(map(len, lines)))  # in bytes
     except RuntimeError as error:
         limit = re.search(r"(<=|required_chars\. \d+ vs) (\d+)", str(error))
         allowed = f"allowed is at {'most' if limit[1] == '<=' else 'least'} {limit[2]}" if limit else str(error)[-150:]
@@ -141,11 +153,11 @@ def load_data(args, folder, tokens_length):
     if source is None:
         data = learn_vocabulary(lines, args.n_pieces)
     else:
-        SentencePieceEncoder.from_folder(source)  # answers a bad file before it is copied
-        data, n_sentinels = t5_vocabulary.read(t5_vocabulary.find_file(source))
-        if n_sentinels not in (None, N_SENTINELS):
-            raise BadInput(f"{source}: tokenizer.json has {n_sentinels} sentinels, expected {N_SENTINELS}; give a "
-                           "folder with spiece.model")
+        of_source = SentencePieceEncoder.from_folder(source)
+        if of_source.sentinels != [of_source.n_tokens - 1 - i for i in range(N_SENTINELS)]:
+            raise BadInput(f"{source}: the vocabulary does not end in {N_SENTINELS} sentinels that count down, as T5's "
+                           f"does (it has {len(of_source.sentinels)}); span corruption needs these")
+        data = of_source.data
     path = os.path.join(folder, "spiece.model")
     write_bytes(path, data)
     encoder = SentencePieceEncoder(path)

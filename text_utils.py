@@ -99,8 +99,8 @@ class TextEncoder:
     """Byte-pair encoder over lower-cased spaCy words.
 
     Args:
-        encoder_path: file of the pieces, such as encoder_bpe_40000.json. bpe_path: file of the merges, such as
-            vocab_40000.bpe. For a folder see from_folder.
+        encoder_path: file of the pieces, such as encoder_bpe_40000.json; or a tokenizer.json, which holds the merges
+            too. bpe_path: file of the merges, such as vocab_40000.bpe. For a folder see from_folder.
     Attributes:
         encoder: {piece: id}. Callers may add special tokens to it.
         decoder: {id: piece}, of the pieces in the file.
@@ -110,8 +110,11 @@ class TextEncoder:
         MissingInput, BadInput: see formats.gpt_vocabulary.read_files.
     """
 
-    def __init__(self, encoder_path, bpe_path):
-        self._set(*gpt_vocabulary.read_files(encoder_path, bpe_path))
+    def __init__(self, encoder_path, bpe_path=None):
+        self.encoder, self.bpe_ranks = gpt_vocabulary.read_files(encoder_path, bpe_path)
+        self.decoder = {i: piece for piece, i in self.encoder.items()}
+        self.tokenizer = words.english_tokenizer()
+        self.cache = {}  # word -> ids
 
     @classmethod
     def from_folder(cls, folder):
@@ -121,18 +124,9 @@ class TextEncoder:
         tokenizer.json. All give the same ids.
 
         Raises:
-            MissingInput, BadInput: see formats.gpt_vocabulary.read_folder.
+            MissingInput, BadInput: see formats.gpt_vocabulary.find_files and read_files.
         """
-        self = cls.__new__(cls)
-        self._set(*gpt_vocabulary.read_folder(folder))
-        return self
-
-    def _set(self, encoder, merges):
-        self.encoder = encoder
-        self.decoder = {i: piece for piece, i in encoder.items()}
-        self.bpe_ranks = merges
-        self.tokenizer = words.english_tokenizer()
-        self.cache = {}  # word -> ids
+        return cls(*gpt_vocabulary.find_files(folder))
 
     def __len__(self):
         return len(self.encoder)
@@ -316,8 +310,8 @@ class SentencePieceEncoder:
             try:
                 encoded.append(self.model.encode(text))
             except (RuntimeError, UnicodeError):
-                raise BadInput(f"texts[{number}] is no Unicode text: it holds half of a surrogate pair; {text[:40]!a}"
-                               ) from None
+                raise BadInput(f"texts[{number}] is no Unicode text, it holds a lone surrogate: {text[:40]!a}; read it "
+                               "as UTF-8") from None
         return encoded
 
     def decode(self, ids):

@@ -100,7 +100,7 @@ def model_config(args, n_tokens):
     if args.from_scratch:
         config = options.own_t5_size(config, args, n_tokens)
     elif config["enc_num_tokens"] < n_tokens:
-        raise BadInput(f"{args.model_dir}: spiece.model has {n_tokens} ids with the sentinels, but the model only "
+        raise BadInput(f"{args.model_dir}: the vocabulary has {n_tokens} ids with the sentinels, but the model only "
                        f"{config['enc_num_tokens']}; the two do not belong together")
     return config | {"dropout": args.dropout}
 
@@ -174,8 +174,8 @@ def run(args, world):
         if world.is_first:
             print(f"loaded {len(report['loaded'])} variables from {args.model_dir}")
             if args.model and not encoder.is_released:
-                warn(f"{args.model_dir}: spiece.model is not the vocabulary of the released T5 models (its sha256 "
-                     "differs); python download_model.py brings that one")
+                warn(f"{args.model_dir}: the vocabulary is not that of the released T5 models (other pieces or "
+                     "scores); python download_model.py brings that one")
     model.to(world.device)
 
     splits = finetuning.read_splits(args)

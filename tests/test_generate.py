@@ -8,8 +8,10 @@ import pytest
 import torch
 from conftest import write_small_vocabulary
 from pretraining import stories
+from tokenizers import Tokenizer, models
 
 import generate
+import pretrain
 from formats.errors import BadInput
 from model_pytorch import LMModel, dotdict, export_hub_model, export_openai_model
 from pretrain_t5 import learn_vocabulary
@@ -327,6 +329,39 @@ def test_mistakes_about_files_and_answers_get_one_line(folder, t5_folder, capfd,
     err = capfd.readouterr().err
     assert err.count("\n") == 1 and re.search(message, err), err
     assert sorted(folder.iterdir()) == before and (folder / "good").read_bytes() == b"low\n"
+
+
+def test_perplexity_reads_a_file_as_pre_training_does(folder, capsys, monkeypatch):
+    text = folder / "text.txt"
+    text.write_bytes("\ufeffA new low.\r\n\r\n  Lower, newer! \n".encode())
+    seen = []
+    monkeypatch.setattr(generate, "perplexity", lambda model, ids, plain: seen.append(ids) or 1.0)
+    generate.main(["--model_dir", str(folder), "--n_head", "3", "--device", "cpu", "--perplexity", str(text)])
+    encoder = TextEncoder.from_folder(str(folder))
+    assert seen == [pretrain.encode_words(encoder, *pretrain.read_words([str(text)])).tolist()]
+    newline = encoder.encoder["\n</w>"]
+    assert seen[0].count(newline) == 2 and capsys.readouterr().out.startswith(f"{len(seen[0])} tokens")
+    text.write_bytes(b"low \xff\n")
+    assert run_script(generate.main, ["--model_dir", str(folder), "--n_head", "3", "--perplexity", str(text)]) == 2
+    assert "text.txt: line 1 is not UTF-8 at byte 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [("vocab.json", "merges.txt"), ("tokenizer.json",)])
+def test_a_vocabulary_in_the_hub_s_form(folder, capsys, form):
+    base = ["--model_dir", str(folder), "--n_head", "3", "--n_tokens", "7", "--device", "cpu", "--prompt", "A new low"]
+    generate.main(base)
+    want = capsys.readouterr().out
+    encoder = TextEncoder.from_folder(str(folder))
+    for name in ("encoder_bpe_40000.json", "vocab_40000.bpe"):
+        if len(form) == 2:
+            (folder / name).rename(folder / form[name == "vocab_40000.bpe"])
+        else:
+            (folder / name).unlink()
+    if len(form) == 1:
+        Tokenizer(models.BPE(vocab=encoder.encoder, merges=list(encoder.bpe_ranks), unk_token="<unk>",
+                             end_of_word_suffix="</w>")).save(str(folder / "tokenizer.json"))
+    generate.main(base)
+    assert capsys.readouterr().out == want
 
 
 @pytest.mark.parametrize("wrong, message", [

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pretrain
 import train
 from formats.errors import BadInput
 from formats.files import load_tensors
+from formats.words import english_tokenizer
 from model_pytorch import ACT_FNS, LMModel, dotdict, export_hub_model, load_openai_pretrained_model
 from text_utils import TextEncoder, read_encoder, read_merges
 from training import corpus
@@ -147,7 +149,54 @@ def test_ids_are_those_of_the_whole_text_at_once(learned, tmp_path):
 def test_lines_of_any_kind_are_read(tmp_path):
     (tmp_path / "a").write_bytes("\ufeffone \r\n\r\n  caf\u00e9\ttwo\n \n".encode())
     (tmp_path / "b").write_bytes(b"three")
-    assert list(corpus.read_lines([str(tmp_path / "a"), str(tmp_path / "b")])) == ["one", "café\ttwo", "three"]
+    assert list(corpus.read_parts([str(tmp_path / "a"), str(tmp_path / "b")])) == [
+        ("one", True), ("café\ttwo", True), ("three", True)]
+
+
+def odd_lines(n, seed):
+    """Lines of all lengths with blanks of all kinds, bytes of one to four to a character, and words of all lengths."""
+    rng = random.Random(seed)
+    words = ["a", "cat", "Zoë,", "dog.", "\u4e2d\u6587", "\U0001f642", "don't", ":)", "x" * 30, "\u2014", "=" * 12,
+             "\ufeff"]
+    blanks = [" "] * 12 + ["  ", "\t", "\u00a0", "\u2028", " \r ", "\u3000 ", "\x85"]
+    return ["".join(rng.choice(words) + rng.choice(blanks) for _ in range(rng.choice((0, 1, 4, 30, 200))))
+            for _ in range(n)]
+
+
+@pytest.mark.parametrize("part", [1, 7, 40, 300])
+def test_long_lines_are_cut_and_give_the_same_words(tmp_path, monkeypatch, part):
+    path, tokenizer = str(tmp_path / "text"), english_tokenizer()
+    lines = odd_lines(60, part)
+    (tmp_path / "text").write_text("\n".join(lines), encoding="utf-8", newline="")
+
+    def read():
+        parts = list(corpus.read_parts([path], verbose=False))
+        return parts, [word for of_part in corpus.read_words(tokenizer, [path], verbose=False) for word in of_part]
+
+    whole, words = read()
+    monkeypatch.setattr(corpus, "PART", part)
+    parts, words_of_parts = read()
+    assert words_of_parts == words and words.count("\n ") >= 40
+    assert len(parts) > len(whole) == sum(ends for _, ends in parts)
+    # a cut is at a blank, so a part may be longer by the words that have none between them that will do
+    assert max(len(text) for text, _ in parts) < max(part, 1) + 200 < max(len(text) for text, _ in whole)
+
+
+def test_a_line_without_a_blank_is_not_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "PART", 8)
+    (tmp_path / "text").write_text("a" * 100 + "\n" + "b" * 30 + " c", encoding="utf-8")
+    assert list(corpus.read_parts([str(tmp_path / "text")])) == [("a" * 100, True), ("b" * 30, False), ("c", True)]
+
+
+@pytest.mark.parametrize("content, answer", [
+    ("é " * 20 + "\nab " + "é " * 20 + "\udcff a", "line 2 is not UTF-8 at byte 63;"),
+    ("é " * 20 + "\n\n" + "ab " * 20 + "\0", "line 3 holds a NUL byte"),
+    ("\ufeffab\udcc3", "line 1 is not UTF-8 at byte 5;")])
+def test_bad_bytes_in_a_long_line_are_counted_from_its_start(tmp_path, monkeypatch, content, answer):
+    monkeypatch.setattr(corpus, "PART", 10)
+    (tmp_path / "text").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(BadInput, match=answer):
+        list(corpus.read_parts([str(tmp_path / "text")]))
 
 
 def test_sequences_follow_the_text_and_its_end_is_held_out(run):
@@ -237,6 +286,16 @@ def test_it_continues_from_a_folder_of_the_hubs_form(run):
     for name in ("params_3.npy", "params_shapes.json", "config.json", "vocab_40000.bpe"):
         assert (folder / "on" / name).read_bytes() == out[name], name
     assert json.loads((folder / "on" / pretrain.VOCABULARY[0]).read_text()) == json.loads(out[pretrain.VOCABULARY[0]])
+
+
+def test_continued_pre_training_takes_a_vocabulary_in_the_hub_s_form(run):
+    folder = run()
+    want = encoder_of(folder / "out")
+    for name, other in zip(pretrain.VOCABULARY, ("vocab.json", "merges.txt"), strict=True):
+        os.rename(folder / "out" / name, folder / "out" / other)
+    run(desc="on", init_dir=folder / "out", model_dir=folder / "on", n_iter=1)
+    got = encoder_of(folder / "on")
+    assert (got.encoder, got.bpe_ranks) == (want.encoder, want.bpe_ranks)
 
 
 def test_several_files_are_one_text(run):

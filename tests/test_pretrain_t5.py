@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from cloze_data import options, write_data_dir
 from pretraining import argv, stop_after, stories, write_text
+from t5_vocabularies import write_tokenizer
 
 import opt
 import pretrain_t5
@@ -21,6 +22,7 @@ from formats.errors import BadInput
 from formats.files import load_tensors
 from t5_pytorch import EOS, FEED_FORWARD_KINDS, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import SentencePieceEncoder
+from training import corpus
 from training.span_corruption import corrupt, random_spans_helper
 from utils import read_log, run_script
 
@@ -58,6 +60,45 @@ def test_a_long_text_is_sampled_evenly(monkeypatch):
     monkeypatch.setattr(pretrain_t5, "MAX_LINES", 40)
     lines = stories(100)
     assert pretrain_t5.learn_vocabulary(lines, 50) == pretrain_t5.learn_vocabulary(lines[::3], 50)
+
+
+@pytest.mark.parametrize("line", ["ж\tж", "ж ▅", " ж ".join(stories(12_000))],
+                         ids=["tab", "the library's sign", "1.2 MB"])
+def test_no_line_is_left_out_of_the_vocabulary(tmp_path, line):
+    (tmp_path / "spiece.model").write_bytes(pretrain_t5.learn_vocabulary([*stories(50), *[line] * 5], 60))
+    assert 2 not in SentencePieceEncoder.from_folder(tmp_path).encode(["жж"], verbose=False)[0]
+
+
+def test_a_text_of_one_line_gives_the_ids_of_the_whole(run, monkeypatch):
+    text = run.folder / "line.txt"
+    text.write_text(" ".join(stories(100)), encoding="utf-8")
+    found = []
+    for part in (1 << 16, 100):
+        monkeypatch.setattr(corpus, "PART", part)
+        args = pretrain_t5.parse_args(run.argv(text=text, init_dir=found and run.folder / "init" or None))
+        encoder, train, held_out = pretrain_t5.load_data(args, str(run.folder / "init"), 30)
+        found.append(np.concatenate([train, held_out]).ravel().tolist())
+    assert found[0] == found[1] == encoder.encode([text.read_text()], verbose=False)[0][:len(found[0])]
+
+
+def test_training_goes_on_from_a_tokenizer_json(run):
+    folder = run()
+    write_tokenizer(folder / "out" / "spiece.model", folder / "out")
+    want = SentencePieceEncoder(folder / "out" / "spiece.model")
+    (folder / "out" / "spiece.model").unlink()
+    run(desc="on", init_dir=folder / "out", model_dir=folder / "on", n_iter=1, **dict.fromkeys(SIZES))
+    got = SentencePieceEncoder(folder / "on" / "spiece.model")
+    assert got.encode(stories(5), verbose=False) == want.encode(stories(5), verbose=False) and len(got) == len(want)
+
+
+def test_other_sentinels_than_t5_s_get_one_line(run, capsys):
+    folder = run()
+    write_tokenizer(folder / "out" / "spiece.model", folder / "out", n_sentinels=7)
+    (folder / "out" / "spiece.model").unlink()
+    args = pretrain_t5.parse_args(run.argv(init_dir=folder / "out"))
+    with pytest.raises(BadInput, match=r"does not end in 100 sentinels that count down, as T5's does \(it has 7\)"):
+        pretrain_t5.load_data(args, str(folder / "on"), 30)
+    assert not (folder / "on").exists()
 
 
 @pytest.mark.parametrize("n_pieces, answer", [(4, "allowed is at least"), (5000, "allowed is at most")])

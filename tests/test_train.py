@@ -158,6 +158,18 @@ def test_pretrained_layers_are_transferred(setup, small_vocabulary, n_transfer):
     assert torch.equal(state["transformer.embed.weight"][:93], source.transformer.embed.weight[:93])
 
 
+def test_a_vocabulary_in_the_hub_s_form_trains_as_openai_s(setup, small_vocabulary):
+    folder = setup.folder / "model"
+    pretrained(folder, small_vocabulary)
+    settings = dict(model_dir=str(folder), encoder_path=None, bpe_path=None, n_ctx=64, n_transfer=2, n_iter=1)
+    train.main(setup(**settings))
+    for name, other in (("encoder_bpe_40000.json", "vocab.json"), ("vocab_40000.bpe", "merges.txt")):
+        (folder / name).rename(folder / other)
+    train.main(setup(desc="hub", **settings))
+    states = [parameters(setup, desc)[0] for desc in ("tiny", "hub")]
+    assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
+
+
 def test_the_last_update_leaves_parameters_alone_as_in_the_original(setup):
     # warmup_linear is 0 at t = t_total: the original's own schedule, see SCHEDULES
     train.main(setup(n_iter=1, n_gpu=7))  # one update in all
@@ -260,7 +272,7 @@ def test_options_that_do_not_fit_the_weights(setup, small_vocabulary, capfd, cha
 
 def damaged_vocabulary(folder):
     encoder = json.load(open(folder / "encoder_bpe_40000.json"))
-    encoder["extra"] = len(encoder)
+    encoder["<extra>"] = len(encoder)
     json.dump(encoder, open(folder / "encoder_bpe_40000.json", "w"))
 
 

@@ -48,7 +48,7 @@ def _parts(path, f, bar):
         bar.update(n_bytes)
         text += read if position else read.removeprefix("\ufeff")
         position += n_bytes
-        if read and not read.endswith("\n"):  # the line goes on
+        if len(read) == PART and not read.endswith("\n"):  # the line may go on
             cut = _last_blank(text, len(text) - len(read))
             if cut:
                 yield text[:cut].lstrip(), False
@@ -63,10 +63,16 @@ def _parts(path, f, bar):
 
 
 def _last_blank(text, start):
-    """Return the place of the last space between two characters that are no blanks, after `start`; 0 for none."""
+    """Return the place of the last space between two visible characters, after `start`; 0 for none.
+
+    What is invisible may become a line break or vanish when the text is repaired, and is left with its neighbours.
+    """
+    def is_visible(c):
+        return c.isprintable() and not c.isspace()
+
     end = len(text) - 1
     while (end := text.rfind(" ", max(start - 1, 1), end)) > 0:
-        if not text[end - 1].isspace() and not text[end + 1].isspace():
+        if is_visible(text[end - 1]) and is_visible(text[end + 1]):
             return end
     return 0
 
