@@ -134,6 +134,24 @@ def learn_vocabulary(lines, n_pieces):
     return model.getvalue()
 
 
+def read_text(paths):
+    """Return the parts of text files, see corpus.read_parts.
+
+    Raises:
+        BadInput: there are none; see also corpus.read_parts.
+    """
+    parts = [part for part, _ in corpus.read_parts(paths)]
+    if not parts:
+        raise BadInput(f"{', '.join(paths)}: nothing but blank lines; give some text")
+    return parts
+
+
+def encode(encoder, parts):
+    """Return int32 [tokens], the ids of parts of a text one after another."""
+    return np.concatenate([np.array(encoder.encode([part], verbose=False)[0], dtype=np.int32)
+                           for part in progress.bar(parts, desc="encode", unit="line", show=is_first_process())])
+
+
 def load_data(args, folder, tokens_length):
     """Read the text, learn the vocabulary or copy it from --init_dir or --init_from, and encode the text.
 
@@ -142,9 +160,7 @@ def load_data(args, folder, tokens_length):
     Returns:
         encoder: a SentencePieceEncoder. train, held_out: int32 [n, tokens_length], raw token ids.
     """
-    lines = list(corpus.read_lines(args.text))
-    if not lines:
-        raise BadInput(f"{', '.join(args.text)}: nothing but blank lines; give some text")
+    lines = read_text(args.text)
     source = pretraining.source_folder(args, [])
     if source is None:
         write_bytes(os.path.join(folder, "spiece.model"), learn_vocabulary(lines, args.n_pieces))
@@ -152,9 +168,8 @@ def load_data(args, folder, tokens_length):
         SentencePieceEncoder.from_folder(source)  # answers a bad file before it is copied
         copy_t5_vocabulary(source, folder)
     encoder = SentencePieceEncoder.from_folder(folder)
-    ids = [np.array(encoder.encode([line], verbose=False)[0], dtype=np.int32)
-           for line in progress.bar(lines, desc="encode", unit="line", show=is_first_process())]
-    return encoder, *corpus.hold_out(corpus.cut_sequences(np.concatenate(ids), tokens_length), args.held_out)
+    valid_ids = encode(encoder, read_text(args.valid_text)) if args.valid_text else None
+    return encoder, *pretraining.hold_out(args, encode(encoder, lines), valid_ids, tokens_length)
 
 
 def mean_loss(args, model, src, targets, z_loss=0.0):
