@@ -43,8 +43,8 @@ def parse_args(argv):
     p = OneLineParser(prog="generate.py", description="Generate text with GPT or T5.")
     model = p.add_argument_group("the model")
     model.add_argument("--model", choices=("gpt", "t5"), default="gpt", help="which of the two")
-    model.add_argument("--model_dir", default="model/", help="folder with weights and vocabulary, or OWNER/NAME on "
-                                                                  "the Hugging Face Hub")
+    model.add_argument("--model_dir", default="model/",
+                       help="folder with weights and vocabulary, or OWNER/NAME of a repository on the Hugging Face Hub")
     model.add_argument("--n_head", type=int,
                        help="GPT's attention heads, where no config.json says them (OpenAI's weights: 12)")
     model.add_argument("--afn", choices=tuple(ACT_FNS),

@@ -25,20 +25,12 @@ import torch
 import fast.t5
 import loss
 import opt
-from formats import progress
+from fast.memory import give_back_free_pages
+from formats import progress, t5_vocabulary
 from formats.errors import BadInput, is_first_process
 from formats.files import write_bytes
 from formats.hub import local_folder
-from t5_pytorch import (
-    EOS,
-    T5,
-    T5_CONFIGS,
-    copy_t5_vocabulary,
-    export_t5_model,
-    load_t5_pretrained_model,
-    read_t5_config,
-    shift_right,
-)
+from t5_pytorch import EOS, T5, T5_CONFIGS, export_t5_model, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import N_SENTINELS, SentencePieceEncoder
 from training import corpus, distributed, loop, options, pretraining, runs
 from training.span_corruption import corrupt, random_spans_helper
@@ -156,18 +148,23 @@ def load_data(args, folder, tokens_length):
     """Read the text, learn the vocabulary or copy it from --init_dir or --init_from, and encode the text.
 
     Args:
-        folder: where the vocabulary is written to.
+        folder: where spiece.model is written to.
     Returns:
         encoder: a SentencePieceEncoder. train, held_out: int32 [n, tokens_length], raw token ids.
     """
     lines = read_text(args.text)
-    source = pretraining.source_folder(args, [])
+    source = pretraining.source_folder(args, ["spiece.model"])
     if source is None:
-        write_bytes(os.path.join(folder, "spiece.model"), learn_vocabulary(lines, args.n_pieces))
+        data = learn_vocabulary(lines, args.n_pieces)
     else:
         SentencePieceEncoder.from_folder(source)  # answers a bad file before it is copied
-        copy_t5_vocabulary(source, folder)
-    encoder = SentencePieceEncoder.from_folder(folder)
+        data, n_sentinels = t5_vocabulary.read(t5_vocabulary.find_file(source))
+        if n_sentinels not in (None, N_SENTINELS):
+            raise BadInput(f"{source}: tokenizer.json has {n_sentinels} sentinels, expected {N_SENTINELS}; give a "
+                           "folder with spiece.model")
+    path = os.path.join(folder, "spiece.model")
+    write_bytes(path, data)
+    encoder = SentencePieceEncoder(path)
     valid_ids = encode(encoder, read_text(args.valid_text)) if args.valid_text else None
     return encoder, *pretraining.hold_out(args, encode(encoder, lines), valid_ids, tokens_length)
 
@@ -184,16 +181,18 @@ def mean_loss(args, model, src, targets, z_loss=0.0):
 
 
 def main(argv=None):
-    """Run what the options ask for; see the top of this file."""
+    """Run what the options ask for, see the top of this file; return a loop.Outcome."""
     args = parse_args(argv)
     world = distributed.join(args.device)
     tokens_length, _ = check_args(args, world)
     with runs.alone(args, world, os.path.join(args.model_dir, "spiece.model")):
-        run(args, world, tokens_length)
+        outcome = run(args, world, tokens_length)
+    give_back_free_pages()
+    return outcome
 
 
 def run(args, world, tokens_length):
-    """Train and write the model, with options that are checked; see check_args."""
+    """Train and write the model, with options that are checked, see check_args; return a loop.Outcome."""
     start = runs.starting_parameters(args)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
@@ -243,10 +242,10 @@ def run(args, world, tokens_length):
     pretraining.train(args, model, optimizer, train, held_out, tower_loss, pretraining.make_evaluation(cost, unigram),
                       world, vocabulary)
     if world.is_first:
-        for name, data in vocabulary.items():
-            write_bytes(os.path.join(args.model_dir, name), data)
+        write_bytes(os.path.join(args.model_dir, "spiece.model"), vocabulary["spiece.model"])
         export_t5_model(model, args.model_dir)
         pretraining.print_ending(args, "train_t5.py")
+    return loop.outcome(args, model, encoder, world, model_dir=args.model_dir)
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def draw_keep(shape, p):
 
     uint8 multiplies faster than bool. The mask does not depend on the number of threads.
     """
-    keep = torch.empty(shape, dtype=torch.uint8)
-    flat, seed = keep.view(-1).numpy(), torch.randint(1 << 62, ()).item()
+    keep = torch.empty(shape, dtype=torch.uint8, device="cpu")
+    flat, seed = keep.view(-1).numpy(), torch.randint(1 << 62, (), device="cpu").item()
     high, low = divmod(round((1 - p) * 2 ** 32), 2 ** 16)
 
     def draw(stream):
@@ -116,7 +116,7 @@ class _DroppedLookup(torch.autograd.Function):
     def backward(ctx, d_h, d_weight):
         x, kept = ctx.saved_tensors
         if d_weight is None:  # no softmax
-            d_weight = torch.zeros(ctx.shape, dtype=ctx.dtype)
+            d_weight = torch.zeros(ctx.shape, dtype=ctx.dtype, device="cpu")
         if d_h is not None:
             d_rows = d_h.unsqueeze(-2) * kept / (1 - ctx.p)  # [..., d] -> [..., 2, d]
             # d_weight comes from the softmax and is nobody else's: it may be changed.

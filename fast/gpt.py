@@ -71,7 +71,7 @@ def attend_with_dropout(q, k, v, scale, p, keep=None):
     Written out: torch has no fused CPU kernel with dropout and takes twice as long.
     """
     t = q.size(2)
-    future = torch.full((t, t), -float("inf"), dtype=q.dtype).triu(1)
+    future = torch.full((t, t), -float("inf"), dtype=q.dtype, device=q.device).triu(1)
     w = ((q * (q.size(3) ** -0.5 if scale is None else scale)) @ k.transpose(2, 3)).add_(future)  # -> [b, h, t, t]
     return dropout(w.softmax(-1), p, keep) @ v                               # [b, h, t, t] x [b, h, t, k]
 
@@ -157,17 +157,25 @@ def lm_token_scale(m):
     return m / (m.sum(1, keepdim=True).clamp(min=torch.finfo(m.dtype).tiny) * len(m))
 
 
+def _tensor(value, model):
+    """A tensor as it is; of an array or a list a tensor where the model is."""
+    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device=next(model.parameters()).device)
+
+
 def losses(model, x, m, y, lm_coef):
     """The training loss of a DoubleHeadModel with any head, without computing padding.
 
     Args:
         x: int [b, c, t, 2] (or [b, t, 2] for a classifier); m: [b, c, t] (or [b, t]), 1 at tokens the language model
-            learns from; y: see loss.task_losses; lm_coef: weight of the language-model loss.
+            learns from; y: see loss.task_losses; lm_coef: weight of the language-model loss. x, m and y may be NumPy
+            arrays too.
     Returns:
         train_loss: mean_task_loss + lm_coef * mean(lm_losses), a scalar.
         clf_losses: [b].
     """
-    if not knows(model) or not x.numel():
+    x, m, y = (_tensor(value, model) for value in (x, m, y))
+    learns = any(torch.is_tensor(weight) and weight.requires_grad for weight in (m, lm_coef))
+    if learns or not knows(model) or not x.numel():  # the fast loss has no gradients in the weights of its terms
         return double_head_loss(*model(x), x, m, y, lm_coef)[:2]
     model.transformer.require_ids(x)
     rows, at = x.flatten(0, -3), model.task_head.position(x)                 # [bc, t, 2], [b, c]
@@ -197,7 +205,7 @@ def task_logits(model, x):
     """The task logits of a DoubleHeadModel in evaluation mode, without language-model logits and padding.
 
     Args:
-        x: int [b, c, t, 2] (or [b, t, 2] for a classifier).
+        x: int [b, c, t, 2] (or [b, t, 2] for a classifier), a tensor or a NumPy array.
     Returns:
         [b, c] for multiple choice, else [b, number of classes].
     Raises:
@@ -205,6 +213,7 @@ def task_logits(model, x):
     """
     if model.training or any(isinstance(part, torch.nn.Dropout) and rate(part) for part in model.modules()):
         raise RuntimeError("task_logits is exact only without dropout: call model.eval() first")
+    x = _tensor(x, model)
     if not knows(model) or not x.numel():
         return model(x)[1]
     if isinstance(model.task_head, MultipleChoiceHead):
@@ -260,7 +269,7 @@ def lm_loss(model, x):
     h, we = hidden_states(model.transformer, x)
     h = h[:, :-1].flatten(0, 1)                                              # [b, t, d] -> [b(t-1), d]
     targets = x[:, 1:, 0].flatten().long()                                   # [b(t-1)]
-    scale = torch.full(targets.shape, 1 / len(targets), device=h.device)
+    scale = torch.full(targets.shape, 1 / len(targets), dtype=torch.float32, device=h.device)
     return linear_cross_entropy(h, we.matrix, targets, scale, keep=we.keep, p=we.p)
 
 
@@ -270,9 +279,10 @@ def lm_word_loss(model, x):
     int [b, t, 2] of the cross entropy among the words alone, in nats; a scalar."""
     n_words = model.transformer.n_vocab - model.transformer.n_ctx
     if not knows(model) or not x.numel():
-        return word_loss(model.lm_head(model.transformer(x)), x, n_words)
+        logits = model.lm_head(model.transformer(x)) if model.return_probs else model(x)
+        return word_loss(logits, x, n_words)
     h, we = hidden_states(model.transformer, x)
     h = h[:, :-1].flatten(0, 1)                                              # [b, t, d] -> [b(t-1), d]
     return linear_cross_entropy(h, we.matrix[:n_words], x[:, 1:, 0].flatten().long(),
-                                torch.ones(len(h), device=h.device),
+                                torch.ones(len(h), dtype=torch.float32, device=h.device),
                                 keep=None if we.keep is None else we.keep[:n_words], p=we.p)

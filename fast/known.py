@@ -1,8 +1,11 @@
 """What the fast functions know: the modules of the papers' text exactly as they are written.
 
 A fast function reads parameters past the modules' own forwards. Where a module bears a hook, is subclassed, wrapped,
-replaced, parametrised, sharded or compiled, its forward means more than the function knows, and the plain text runs.
+replaced, parametrised, sharded or compiled, or has a method of its own, it means more than the function knows, and
+the plain text runs. So it does under torch.func's transforms, a tracer or compiler, and autocast to float16.
 """
+
+import types
 
 import torch
 import torch.nn as nn
@@ -39,7 +42,18 @@ CHILDREN = {
                "embedding": nn.Embedding, "logits": t5.Dense},
     t5.T5: {"shared": nn.Embedding, "encoder": t5.Stack, "decoder": t5.Stack},
 }
-FORWARDS = {kind: kind.forward for kind in CHILDREN}  # as they were when this module was imported
+
+
+def _methods(kind):
+    """The methods of a class that the papers' text writes, and its forward, by name."""
+    written = (part for part in kind.__mro__ if part.__module__ in (gpt.__name__, t5.__name__))
+    names = {name for part in written for name, value in vars(part).items()
+             if isinstance(value, types.FunctionType) and not name.startswith("__")}
+    return {name: getattr(kind, name) for name in names | {"forward"}}
+
+
+METHODS = {kind: _methods(kind) for kind in CHILDREN}  # as they were when this module was imported
+ACTIVATIONS = tuple(gpt.ACT_FNS.values())              # likewise
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -51,11 +65,23 @@ def knows(model):
     """
     found = "a hook for all modules is registered" if nn.modules.module._has_any_global_hook() else \
         _stranger(model, type(model).__name__, type(model))
-    if found is None and torch.compiler.is_compiling():
+    if found is None and (torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_transformed()):
         return False
+    if found is None and _autocasts_to_float16(model):
+        found = "autocast is to float16, whose range is too small for the fast loss"
     if found is not None:
         warn_once(f"{found}; the plain text runs in place of the fast functions (same numbers, slower)")
     return found is None
+
+
+def _is_transformed():
+    """Whether this runs within vmap, grad or another transform of torch.func, where tensors have no values."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _autocasts_to_float16(model):
+    device = next(model.parameters()).device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
 
 
 def _stranger(module, name, kinds):
@@ -67,8 +93,9 @@ def _stranger(module, name, kinds):
     state = vars(module)
     if any(state[hooks] for hooks in HOOKS):
         return f"{name} bears a hook"
-    if "forward" in state or kind.forward is not FORWARDS[kind]:
-        return f"{name} has a forward of its own"
+    for method, written in METHODS[kind].items():
+        if method in state or getattr(kind, method) is not written:
+            return f"{name} has a {method} of its own"
     if module._compiled_call_impl is not None:
         return f"{name} is compiled"
     for parameter, value in module._parameters.items():
@@ -81,8 +108,13 @@ def _stranger(module, name, kinds):
 
 def _unusual_setting(module, name):
     """Return the attribute of a known module that has a value the fast functions do not know, or None."""
-    if isinstance(module, gpt.MLP) and module.act not in gpt.ACT_FNS.values():
+    if isinstance(module, gpt.MLP) and module.act not in ACTIVATIONS:
         return f"{name} has an activation of its own"
+    if isinstance(module, nn.Dropout) and module.p >= 1:
+        return f"{name} drops everything"
+    if isinstance(module, t5.T5) and (getattr(module.encoder, "is_decoder", False),
+                                      getattr(module.decoder, "is_decoder", True)) != (False, True):
+        return f"{name} has a stack that changed its is_decoder"
     if isinstance(module, nn.Embedding) and (module.padding_idx is not None or module.max_norm is not None
                                              or module.sparse or module.scale_grad_by_freq):
         return f"{name} is an embedding with options"

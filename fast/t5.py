@@ -56,7 +56,7 @@ def relative_bias(table, queries, length, bidirectional, max_distance=MAX_DISTAN
     Returns:
         [1, h, t, j].
     """
-    relative = torch.arange(1 - length, queries)  # memory - query; on the CPU, so that rounding is known
+    relative = torch.arange(1 - length, queries, device="cpu")  # memory - query; on the CPU, so that rounding is known
     bucket = relative_position_bucket(relative, bidirectional, len(table), max_distance).to(table.device)
     by_distance = F.embedding(bucket, table).t()             # [t+j-1, h] -> [h, t+j-1]
     # The last query sees the first j distances, the one before it those from the second on: unfold

@@ -11,11 +11,17 @@ from limits import agree
 from small_gpt import ALL_DROPOUTS, HEADS, batch_for, enlarge, lm_batch, small_lm, small_model, story_batch
 
 import loss
-from fast import gpt
+from fast import gpt, known
 from fast.dropout import rate
 from formats.errors import BadInput
 
 CASES = ["gpt_gelu", "gpt_relu", "gpt_swish", "gpt_edge"]
+
+
+@pytest.fixture(autouse=True)
+def only_known_models(monkeypatch):
+    """Fail where the plain text takes a fast function's place: it would be compared with itself."""
+    monkeypatch.setattr(known, "warn_once", pytest.fail)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -146,6 +152,65 @@ def test_a_mask_of_zeros_for_one_choice_adds_nothing():
         model(x)[0], x.flatten(0, 1)[:, 1:, 0].flatten(), reduction="none").view(10, -1) * m.flatten(0, 1)[:, 1:]
     per_sequence = token_losses.sum(1) / m.flatten(0, 1)[:, 1:].sum(1)
     agree(lm.mean(), per_sequence[[i for i in range(10) if i != 2]].sum() / 10, 1e-5)
+
+
+@pytest.mark.parametrize("part, name, value", [("attn", "n_head", 2), ("attn", "scale", False), ("ln_1", "e", 0.5),
+                                               ("ln_2", "e", 0.5)])
+def test_a_setting_changed_afterwards_is_followed(part, name, value):
+    model = enlarge(small_model(), 4)
+    x, m, y = story_batch(1)
+    usual = gpt.losses(model, x, m, y, 0.5)[0].item()
+    for block in model.transformer.h:
+        setattr(block.get_submodule(part), name, value)
+    ours = loss_and_gradients(model, lambda: gpt.losses(model, x, m, y, 0.5)[0])
+    compare(ours, loss_and_gradients(model, lambda: loss.double_head_loss(*model(x), x, m, y, 0.5)[0]), 2e-5)
+    assert abs(ours[0] - usual) > 1e-4
+
+
+@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("kind", HEADS, ids=str)
+def test_a_model_that_lost_blocks_is_followed(kind, left):
+    model = enlarge(small_model(head=kind), 4).eval()
+    model.transformer.h = model.transformer.h[:left]
+    x, m, y = batch_for(kind)
+    with torch.no_grad():
+        agree(gpt.task_logits(model, x), model(x)[1], 1e-5)
+        agree(gpt.losses(model, x, m, y, 0.5)[0], loss.double_head_loss(*model(x), x, m, y, 0.5)[0], 1e-5)
+
+
+def test_weights_of_the_terms_that_learn_get_their_gradients():
+    model = enlarge(small_model(), 4)
+    x, m, y = story_batch(1)
+    gradients = []
+    for function in (gpt.losses, lambda model, x, *rest: loss.double_head_loss(*model(x), x, *rest)):
+        for mask, lm_coef in ((m.clone().requires_grad_(), 0.5), (m, torch.tensor(0.5, requires_grad=True))):
+            learned = next(t for t in (mask, lm_coef) if torch.is_tensor(t) and t.requires_grad)
+            gradients.append(torch.autograd.grad(function(model, x, mask, y, lm_coef)[0], learned)[0])
+    agree(gradients[0], gradients[2], 1e-5)
+    agree(gradients[1], gradients[3], 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_type_changes_nothing(dtype):
+    model, x = small_lm(), lm_batch()
+    want = gpt.lm_loss(model, x).item(), gpt.lm_word_loss(model, x).item()
+    torch.set_default_dtype(dtype)
+    try:
+        got = gpt.lm_loss(model, x), gpt.lm_word_loss(model, x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(value.dtype == torch.float32 for value in got) and tuple(value.item() for value in got) == want
+
+
+def test_the_default_device_changes_nothing():
+    model, (x, m, y) = enlarge(small_model(**ALL_DROPOUTS)), story_batch(1)
+    values = []
+    for device in ("cpu", "meta"):  # as "cuda" would be where the model is on the CPU
+        torch.manual_seed(0)
+        with torch.device(device):
+            value = gpt.losses(model, x, m, y, 0.5)[0]
+        values.append(value.item())
+    assert values[0] == values[1]
 
 
 def test_losses_take_a_mask_of_integers_or_bool():

@@ -8,8 +8,15 @@ from small_t5 import VERSIONS, close, near, odd_batch, small_model
 
 import loss
 import t5_decoding
+from fast import known
 from fast import t5 as fast_t5
 from t5_pytorch import shift_right
+
+
+@pytest.fixture(autouse=True)
+def only_known_models(monkeypatch):
+    """Fail where the plain text takes a fast function's place: it would be compared with itself."""
+    monkeypatch.setattr(known, "warn_once", pytest.fail)
 
 
 def plain_loss(model, src, tgt, z_loss, label_smoothing=0.0):
@@ -104,6 +111,25 @@ def test_no_row_and_no_target_have_loss_0():
             value, gradients = loss_and_gradients(model, lambda f=function, p=part: f(model, *p, 1e-2), "fp32")
             assert value == 0 and not any(g.any() for g in gradients.values())
         assert fast_t5.target_log_probs(model, src[:rows], tgt[:2, :columns]).shape == (rows, 2)
+
+
+def test_the_default_device_changes_nothing():
+    model, (src, tgt) = small_model(), odd_batch()
+    for function in (fast_t5.training_loss, lambda *a: plain_loss(*a, 0.0)):
+        want = function(model, src, tgt).item()
+        with torch.device("meta"):  # as "cuda" would be where the model is on the CPU
+            assert function(model, src, tgt).item() == want
+
+
+@pytest.mark.parametrize("part, name, value", [
+    ("encoder.block.0.layer.0.SelfAttention", "max_distance", 20), ("encoder.final_layer_norm", "epsilon", 0.5),
+    ("decoder.block.1.layer.1.layer_norm", "epsilon", 5.0), ("", "scale_logits", False)])
+def test_a_setting_changed_afterwards_is_followed(part, name, value):
+    model, (src, tgt) = small_model(), odd_batch(s=70)
+    usual = plain_loss(model, src, tgt, 0.0)
+    setattr(model.get_submodule(part), name, value)
+    want = plain_loss(model, src, tgt, 0.0)
+    assert near(fast_t5.training_loss(model, src, tgt), want, 1e-6) and (want - usual).abs() > 2e-5 * usual
 
 
 def test_a_batch_without_padding_needs_no_mask():

@@ -194,6 +194,40 @@ def test_from_the_command_line(folder, capsys, monkeypatch):
     assert "perplexity" in capsys.readouterr().out
 
 
+def text_of(argv, capsys):
+    generate.main([*argv, "--prompt", "A new low", "--n_tokens", "9", "--device", "cpu"])
+    return capsys.readouterr().out
+
+
+def test_heads_and_activation_come_from_config_json(tmp_path, capsys):
+    torch.manual_seed(11)
+    model = LMModel(dotdict(CONFIG | dict(n_head=6, afn="relu")), 93 + 16, 16).eval()
+    model.load_state_dict(model_of().state_dict())
+    paths = write_small_vocabulary(tmp_path)
+    export_openai_model(model, str(tmp_path))
+    export_hub_model(model, tmp_path / "hub", TextEncoder(*paths))
+    usual = ["--model_dir", str(tmp_path)]
+    told = text_of(usual, capsys)
+    assert told == text_of([*usual, "--n_head", "6", "--afn", "relu"], capsys)
+    assert told == text_of(["--model_dir", str(tmp_path / "hub")], capsys)
+    for wrong, line in ((["--n_head", "3"], r"--n_head is 3, but the model in .* \(width 18\) has 6; give --n_head 6"),
+                        (["--afn", "gelu"], "--afn is gelu, but the model in .* has relu; give --afn relu")):
+        with pytest.raises(BadInput, match=line):
+            text_of([*usual, *wrong], capsys)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(BadInput, match="has no config.json, and the weights do not tell .* give --n_head"):
+        text_of(usual, capsys)
+    assert told == text_of([*usual, "--n_head", "6", "--afn", "relu"], capsys)
+    assert told != text_of([*usual, "--n_head", "3"], capsys)  # they matter
+
+
+def test_a_repository_of_the_hub_is_as_good_as_a_folder(folder, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("generate.local_folder", lambda name: asked.append(name) or str(folder))
+    told = text_of(["--model_dir", "somebody/their-gpt"], capsys)
+    assert asked == ["somebody/their-gpt"] and told == text_of(["--model_dir", str(folder)], capsys)
+
+
 PROMPTS = ["A new low", "low", "", "newer lower, new!", "low new", "A low", "lower"]
 
 
@@ -293,40 +327,6 @@ def test_mistakes_about_files_and_answers_get_one_line(folder, t5_folder, capfd,
     err = capfd.readouterr().err
     assert err.count("\n") == 1 and re.search(message, err), err
     assert sorted(folder.iterdir()) == before and (folder / "good").read_bytes() == b"low\n"
-
-
-def text_of(argv, capsys):
-    generate.main([*argv, "--prompt", "A new low", "--n_tokens", "9", "--device", "cpu"])
-    return capsys.readouterr().out
-
-
-def test_heads_and_activation_come_from_config_json(tmp_path, capsys):
-    torch.manual_seed(11)
-    model = LMModel(dotdict(CONFIG | dict(n_head=6, afn="relu")), 93 + 16, 16).eval()
-    model.load_state_dict(model_of().state_dict())
-    paths = write_small_vocabulary(tmp_path)
-    export_openai_model(model, str(tmp_path))
-    export_hub_model(model, tmp_path / "hub", TextEncoder(*paths))
-    usual = ["--model_dir", str(tmp_path)]
-    told = text_of(usual, capsys)
-    assert told == text_of([*usual, "--n_head", "6", "--afn", "relu"], capsys)
-    assert told == text_of(["--model_dir", str(tmp_path / "hub")], capsys)
-    for wrong, line in ((["--n_head", "3"], r"--n_head is 3, but the model in .* \(width 18\) has 6; give --n_head 6"),
-                        (["--afn", "gelu"], "--afn is gelu, but the model in .* has relu; give --afn relu")):
-        with pytest.raises(BadInput, match=line):
-            text_of([*usual, *wrong], capsys)
-    (tmp_path / "config.json").unlink()
-    with pytest.raises(BadInput, match="has no config.json, and the weights do not tell .* give --n_head"):
-        text_of(usual, capsys)
-    assert told == text_of([*usual, "--n_head", "6", "--afn", "relu"], capsys)
-    assert told != text_of([*usual, "--n_head", "3"], capsys)  # they matter
-
-
-def test_a_repository_of_the_hub_is_as_good_as_a_folder(folder, capsys, monkeypatch):
-    asked = []
-    monkeypatch.setattr("generate.local_folder", lambda name: asked.append(name) or str(folder))
-    told = text_of(["--model_dir", "somebody/their-gpt"], capsys)
-    assert asked == ["somebody/their-gpt"] and told == text_of(["--model_dir", str(folder)], capsys)
 
 
 @pytest.mark.parametrize("wrong, message", [

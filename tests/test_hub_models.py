@@ -212,6 +212,18 @@ def test_prefixes_are_taken_off(tmp_path, prefix):
     assert same_gpt(gpt, LMModel.from_pretrained(tmp_path / "gpt"))
 
 
+def test_files_of_models_with_compiled_parts(tmp_path):
+    theirs, gpt = their_t5("v1.1"), their_gpt("OpenAIGPTLMHeadModel")
+    for model, folder, part in ((theirs, tmp_path, "block.1."), (gpt, tmp_path / "gpt", "h.1.")):
+        model.save_pretrained(folder)
+        tensors = load_file(folder / "model.safetensors")
+        save_file({name.replace(part, part + "_orig_mod."): t for name, t in tensors.items()},
+                  folder / "model.safetensors")
+        assert any("._orig_mod." in name for name in load_file(folder / "model.safetensors"))
+    assert same_t5(theirs, T5.from_pretrained(tmp_path))
+    assert same_gpt(gpt, LMModel.from_pretrained(tmp_path / "gpt"))
+
+
 def test_one_name_twice_is_refused_unless_equal(tmp_path):
     theirs = their_t5("v1.0")
     theirs.save_pretrained(tmp_path)
@@ -318,6 +330,11 @@ def test_an_exported_t5_is_read_by_transformers_and_by_us(tmp_path, kind):
     export_t5_model(ours, tmp_path)
     theirs = again(tmp_path)
     assert same_t5(theirs, ours)
+    # version 4 scales where it ties and ties where it is told to; what it is told not to tie has to be in the file
+    tied, tensors = json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"], load_file(
+        tmp_path / "model.safetensors")
+    assert tied == ours.scale_logits and ("lm_head.weight" in tensors) == (not tied)
+    assert tied or torch.equal(tensors["lm_head.weight"], ours.logits_weight())
     src, _ = odd_batch()
     # its cache has as many layers as the encoder, and this decoder has more
     wanted = theirs.generate(src, attention_mask=(src != PAD).long(), max_new_tokens=9, do_sample=False,

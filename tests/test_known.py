@@ -45,6 +45,10 @@ class OwnBlock(model_pytorch.Block):
         return 2 * super().forward(x)
 
 
+class OwnList(nn.ModuleList):
+    pass
+
+
 class OwnNorm(t5_pytorch.RMSNorm):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -90,10 +94,24 @@ GPT_STRANGERS = {
                       "DoubleHeadModel.task_head.linear is a Wrapped"),
     "one more part": (lambda m: m.transformer.h[1].add_module("adapter", TimesTwo()),
                       "DoubleHeadModel.transformer.h.1.adapter is no part of a Block"),
-    "embedding with options": (lambda m: setattr(m.transformer.embed, "max_norm", 1.0),
-                               "DoubleHeadModel.transformer.embed is an embedding with options"),
+    **{f"embedding with {option}": (lambda m, option=option, value=value: setattr(m.transformer.embed, option, value),
+                                    "DoubleHeadModel.transformer.embed is an embedding with options")
+       for option, value in dict(max_norm=1.0, padding_idx=2, sparse=True, scale_grad_by_freq=True).items()},
+    "backward pre-hook": (lambda m: m.transformer.h[0].mlp.register_full_backward_pre_hook(
+        lambda module, o: (2 * o[0],)),
+                          "DoubleHeadModel.transformer.h.0.mlp bears a hook"),
+    "another class's part": (lambda m: m.transformer.h.__setitem__(1, m.transformer.h[0].mlp),
+                             "DoubleHeadModel.transformer.h.1 is a MLP"),
+    "another list": (lambda m: own_class(m.transformer.h, OwnList), "DoubleHeadModel.transformer.h is a OwnList"),
     "compiled": (lambda m: m.transformer.h[0].compile(backend="eager"),
                  "DoubleHeadModel.transformer.h.0 is compiled"),
+    "pooled of its own": (lambda m: setattr(m.task_head, "pooled", lambda h, x: h.mean(1).unflatten(0, x.shape[:-2])),
+                          "DoubleHeadModel.task_head has a pooled of its own"),
+    "draw_keep of its own": (lambda m: setattr(m.transformer, "draw_keep",
+                                               lambda: torch.full_like(m.transformer.embed.weight, 0.7).detach()),
+                             "DoubleHeadModel.transformer has a draw_keep of its own"),
+    "all is dropped": (lambda m: setattr(m.transformer.h[1].attn.resid_dropout, "p", 1.0),
+                       "DoubleHeadModel.transformer.h.1.attn.resid_dropout drops everything"),
     "half": (lambda m: m.half(), "the parameter DoubleHeadModel.transformer.embed.weight is float16"),
     "a tensor in place of a parameter": (
         lambda m: m.transformer.h[1].ln_2._parameters.update(g=m.transformer.h[1].ln_2.g.detach() * 2),
@@ -117,8 +135,8 @@ def test_a_strange_gpt_gets_the_plain_text_and_one_line(kind, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "the plain text runs" in err
     assert line is None or err.startswith(f"warning: {line}")
-    if kind not in ("one more part", "embedding with options", "compiled", "half"):
-        assert abs(usual - loss.item()) > 1e-5 or kind == "backward hook"
+    if kind not in ("one more part", "compiled", "half", "another list") and "embedding" not in kind:
+        assert abs(usual - loss.item()) > 1e-5 or kind.startswith("backward")
     model.eval()
     with torch.no_grad():
         assert torch.equal(fast.gpt.task_logits(model, x), model(x)[1])
@@ -157,6 +175,13 @@ T5_STRANGERS = {
         "T5.decoder.block.0.layer.2.DenseReluDense.wo is a ParametrizedDense"),
     "forward of its own": (lambda m: own_forward(m.decoder.block[0].layer[1].EncDecAttention.v),
                            "T5.decoder.block.0.layer.1.EncDecAttention.v has a forward of its own"),
+    "bias of its own": (lambda m: setattr(m.encoder.block[0].layer[0].SelfAttention, "compute_bias",
+                                          lambda t, bidirectional: -torch.arange(t * t * 3.0).view(1, 3, t, t) / 50),
+                        "T5.encoder.block.0.layer.0.SelfAttention has a compute_bias of its own"),
+    "encode of its own": (lambda m: setattr(m, "encode", lambda *a: 2 * type(m).encode(m, *a)),
+                          "T5 has a encode of its own"),
+    "a decoder that sees the future": (lambda m: setattr(m.decoder, "is_decoder", False),
+                                       "T5 has a stack that changed its is_decoder"),
 }
 
 
@@ -195,6 +220,39 @@ def test_a_hook_on_all_modules_is_noticed(capsys):
 def test_a_changed_forward_of_a_class_is_noticed(monkeypatch):
     monkeypatch.setattr(model_pytorch.MLP, "forward", lambda self, x: 2 * x)
     assert not known.knows(small_lm())
+
+
+def test_a_changed_method_of_a_class_is_noticed(monkeypatch):
+    monkeypatch.setattr(model_pytorch.MultipleChoiceHead, "pooled", lambda self, h, x: 2 * h.mean(1))
+    assert not known.knows(small_model()) and known.knows(small_model(head="similarity"))
+    monkeypatch.setattr(t5_pytorch.Attention, "compute_bias", lambda self, t, bidirectional: None)
+    assert not known.knows(small_t5())
+
+
+def test_an_activation_added_to_the_registry_is_noticed(monkeypatch):
+    monkeypatch.setitem(model_pytorch.ACT_FNS, "own", torch.tanh)
+    assert not known.knows(small_lm(afn="own"))
+
+
+def test_float16_by_autocast_gets_the_plain_text(capsys):
+    """The fast loss takes its gradients before a GradScaler can lift them into float16's range."""
+    with torch.autocast("cpu", torch.float16):
+        assert not known.knows(small_lm()) and not known.knows(small_t5())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert known.knows(small_lm())
+    assert "autocast is to float16" in capsys.readouterr().err
+
+
+def test_transforms_of_torch_func_get_the_plain_text():
+    lm, texts = small_lm(), lm_batch()
+    every = torch.func.vmap(lambda x: fast.gpt.lm_loss(lm, x[None]))(texts)
+    assert near(every, torch.stack([lm.loss(x[None]) for x in texts]), 1e-5)
+    model, (x, m, y) = small_model(), story_batch(1)
+    every = torch.func.vmap(lambda *part: fast.gpt.losses(model, *(t[None] for t in part), 0.5)[0])(x, m, y)
+    assert near(every.mean(), double_head_loss(*model(x), x, m, y, 0.5)[0], 1e-5)
+    t5, (src, tgt) = small_t5(), odd_batch()
+    every = torch.func.vmap(lambda s, t: fast.t5.training_loss(t5, s[None], t[None]))(src, tgt)
+    assert near(every.mean(), fast.t5.training_loss(t5, src, tgt), 1e-5)
 
 
 def test_every_class_of_both_models_is_known():

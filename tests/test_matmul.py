@@ -19,6 +19,11 @@ def plain(x, w, b=None):
         torch.backends.mkldnn.enabled = True
 
 
+def test_only_devices_whose_random_numbers_come_back_compute_again():
+    assert matmul_module._keeps_everything(torch.ones(2, 3, device="meta"))  # and "mps", "xpu", ...
+    assert not matmul_module._keeps_everything(torch.ones(2, 3))
+
+
 def operands(rows, n_in, n_out, transposed, bias, dtype=torch.float32):
     torch.manual_seed(0)
     x = torch.randn(*rows, n_in, dtype=dtype, requires_grad=True)

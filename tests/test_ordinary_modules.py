@@ -12,9 +12,11 @@ from small_t5 import VERSIONS, odd_batch
 from small_t5 import small_model as small_t5
 from torch.nn.utils import parametrize
 
+import fast.gpt
 import model_pytorch
 import t5_pytorch
-from loss import double_head_loss
+from formats.errors import BadInput, warn_once
+from loss import double_head_loss, word_loss
 from t5_pytorch import shift_right
 
 KINDS = ["gpt", "gpt double", "t5_v1_0", "t5_v1_1"]
@@ -174,6 +176,60 @@ def test_a_wrapped_sublayer_is_used(case):
     case.gradients()
     assert wrapped.down.weight.grad.abs().max() > 0 and all(p.grad is None for p in wrapped.inner.parameters())
     check_gradients(case)
+
+
+def test_a_wrapped_embedding_is_used():
+    case = Case("gpt")
+    want = case.loss().item()
+    case.model.transformer.embed = nn.Sequential(case.model.transformer.embed)
+    assert case.loss().item() == want
+    case.model.transformer.embd_dropout.p = 0.2
+    with pytest.raises(BadInput, match="embed is a Sequential without a weight"):
+        case.loss()
+
+
+@pytest.mark.parametrize("return_probs", [False, True])
+def test_a_hook_on_the_model_changes_its_loss(return_probs):
+    model, x = small_lm(), lm_batch()
+    model.return_probs = return_probs
+    want = model.loss(x).item()
+    model.register_forward_hook(lambda module, inputs, output: output * 2)
+    changed = F.cross_entropy(model(x)[:, :-1].flatten(0, 1), x[:, 1:, 0].flatten()).item()
+    assert model.loss(x).item() == pytest.approx(want if return_probs else changed, rel=1e-6)
+    with torch.no_grad():
+        word_losses = fast.gpt.lm_word_loss(model, x), word_loss(model(x), x, 97)
+    assert return_probs or torch.equal(*word_losses)
+
+
+class Passed(nn.Module):
+    """A wrapper that changes nothing, as those of torch.compile and of checkpointing."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *inputs):
+        return self.inner(*inputs)
+
+
+@pytest.mark.parametrize("part", ["transformer", "lm_head.decoder", "transformer.h.1"])
+def test_a_wrapper_that_keeps_the_embedding_s_dropout_from_the_softmax_is_told(part, capsys):
+    warn_once.cache_clear()
+    case = Case("gpt", dropout=True)
+    torch.manual_seed(0)
+    want = case.loss().item()
+    owner, name = case.model.get_submodule(part.rpartition(".")[0]), part.rpartition(".")[2]
+    setattr(owner, name, Passed(getattr(owner, name)))
+    case.model.eval()
+    case.loss()
+    assert capsys.readouterr().err == ""
+    case.model.train()
+    torch.manual_seed(0)
+    if part == "transformer.h.1":
+        assert case.loss().item() == want and capsys.readouterr().err == ""
+    else:
+        assert case.loss().item() != want
+        assert capsys.readouterr().err.startswith(f"warning: {part} is a Passed: the softmax takes the whole embedding")
 
 
 def test_a_replaced_embedding_is_used(case):

@@ -136,3 +136,59 @@ def test_missing_and_damaged_files_take_one_line(golden, tmp_path):
     data.write_bytes(data.read_bytes()[:1000])
     with pytest.raises(BadInput, match="data-00001-of-00002"):
         load_t5_pretrained_model(model, str(tmp_path / "tf"))
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("content, complaint", [
+    ({"a": Evil()}, "cannot be read as a file of tensors"), (Evil(), "cannot be read as a file of tensors"),
+    ([torch.ones(2)], "it holds a list, not tensors by name"), ({"a": 3}, "'a' is a int, not a tensor"),
+    ({3: torch.ones(2)}, "3 is a Tensor, not a tensor|cannot be read"), ({}, "not a checkpoint of this model"),
+    ({"a": torch.ones(3).to_sparse()}, "'a' is no ordinary tensor|cannot be read"),
+    ({"a": torch.ones(1).expand(1 << 40)}, "'a' has the shape .*for which there are no|it speaks of more"),
+    ({"shared.weight\n": torch.ones(2)}, "which is no text"),
+])
+def test_a_bin_that_holds_no_tensors_of_a_t5_is_refused(tmp_path, content, complaint, zipped, capsys):
+    torch.save(content, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(BadInput, match=complaint) as error:
+        load_t5_pretrained_model(make("t5_v1_0"), tmp_path)
+    assert "\n" not in str(error.value) and "unpickled" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.float8_e4m3fn])
+def test_other_types_of_numbers_are_refused(golden, tmp_path, dtype):
+    tensors = load_file(golden / "t5" / "t5_v1_0" / "hf" / "model.safetensors")
+    tensors["encoder.final_layer_norm.weight"] = tensors["encoder.final_layer_norm.weight"].to(dtype)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(BadInput, match="final_layer_norm.weight is .*32], expected float32, float16 or bfloat16"):
+        load_t5_pretrained_model(make("t5_v1_0"), tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".other"])
+def test_one_file_may_have_any_name(golden, tmp_path, suffix):
+    tensors = load_file(golden / "t5" / "t5_v1_0" / "hf" / "model.safetensors")
+    for save in (save_file, torch.save):
+        path = tmp_path / f"weights{suffix}"
+        save(tensors, path)
+        if save is torch.save and suffix == ".safetensors":
+            with pytest.raises(BadInput, match="cannot be read as safetensors"):
+                load_t5_pretrained_model(make("t5_v1_0"), path)
+            continue
+        model = make("t5_v1_0")
+        load_t5_pretrained_model(model, path)
+        assert_is_golden(model, golden, "t5_v1_0")
+
+
+def test_parts_of_two_models_and_strange_names_are_refused(golden, tmp_path):
+    file = golden / "t5" / "t5_v1_0" / "hf" / "model.safetensors"
+    for name in ("model-00001-of-00001.safetensors", "model-00001-of-00002.safetensors"):
+        shutil.copy(file, tmp_path / name)
+    with pytest.raises(BadInput, match="holds parts of 2 different models"):
+        load_t5_pretrained_model(make("t5_v1_0"), tmp_path)
+    shutil.copy(file, tmp_path / "model-a-of-b.safetensors")
+    with pytest.raises(BadInput, match="the name of a part ends in numbers"):
+        load_t5_pretrained_model(make("t5_v1_0"), tmp_path)
