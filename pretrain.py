@@ -199,7 +199,8 @@ def load_data(args, folder):
     unknown = np.count_nonzero(ids == encoder.encoder.get(UNKNOWN, 0))
     if unknown > 0.001 * len(ids):
         warn(f"{unknown:,} of {len(ids):,} tokens are {UNKNOWN}: characters outside the vocabulary (--n_chars)")
-    return encoder, *corpus.hold_out(corpus.cut_sequences(ids, args.n_ctx), args.held_out)
+    valid_ids = encode_words(encoder, *read_words(args.valid_text)) if args.valid_text else None
+    return encoder, *pretraining.hold_out(args, ids, valid_ids, args.n_ctx)
 
 
 def main(argv=None):

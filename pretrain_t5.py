@@ -138,6 +138,24 @@ def learn_vocabulary(lines, n_pieces):
     return model.getvalue()
 
 
+def read_text(paths):
+    """Return the parts of text files, see corpus.read_parts.
+
+    Raises:
+        BadInput: there are none; see also corpus.read_parts.
+    """
+    parts = [part for part, _ in corpus.read_parts(paths)]
+    if not parts:
+        raise BadInput(f"{', '.join(paths)}: nothing but blank lines; give some text")
+    return parts
+
+
+def encode(encoder, parts):
+    """Return int32 [tokens], the ids of parts of a text one after another."""
+    return np.concatenate([np.array(encoder.encode([part], verbose=False)[0], dtype=np.int32)
+                           for part in progress.bar(parts, desc="encode", unit="line", show=is_first_process())])
+
+
 def load_data(args, folder, tokens_length):
     """Read the text, learn the vocabulary or copy it from --init_dir or --init_from, and encode the text.
 
@@ -146,9 +164,7 @@ def load_data(args, folder, tokens_length):
     Returns:
         encoder: a SentencePieceEncoder. train, held_out: int32 [n, tokens_length], raw token ids.
     """
-    lines = [part for part, _ in corpus.read_parts(args.text)]
-    if not lines:
-        raise BadInput(f"{', '.join(args.text)}: nothing but blank lines; give some text")
+    lines = read_text(args.text)
     source = pretraining.source_folder(args, ["spiece.model"])
     if source is None:
         data = learn_vocabulary(lines, args.n_pieces)
@@ -161,9 +177,8 @@ def load_data(args, folder, tokens_length):
     path = os.path.join(folder, "spiece.model")
     write_bytes(path, data)
     encoder = SentencePieceEncoder(path)
-    ids = [np.array(encoder.encode([line], verbose=False)[0], dtype=np.int32)
-           for line in progress.bar(lines, desc="encode", unit="line", show=is_first_process())]
-    return encoder, *corpus.hold_out(corpus.cut_sequences(np.concatenate(ids), tokens_length), args.held_out)
+    valid_ids = encode(encoder, read_text(args.valid_text)) if args.valid_text else None
+    return encoder, *pretraining.hold_out(args, encode(encoder, lines), valid_ids, tokens_length)
 
 
 def mean_loss(args, model, src, targets, z_loss=0.0):

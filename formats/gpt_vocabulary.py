@@ -103,6 +103,8 @@ def read_merges(path):
     first = 1 if lines[0].startswith("#version") else 0
     if lines[-1] == "":
         del lines[-1]
+    if not lines:
+        raise BadInput(f"{path}: is empty, expected one merge a line; {WHERE_FROM}")
     return _ranks(path, [(f"line {number}", line.rstrip("\r")) for number, line in enumerate(lines[first:], first + 1)])
 
 
@@ -186,8 +188,6 @@ def _ranks(path, merges):
         if pair in ranks:
             raise BadInput(f"{path}: {place} repeats the merge of {places[pair]}; the file is damaged; {WHERE_FROM}")
         ranks[pair], places[pair] = len(ranks), place
-    if not ranks:
-        raise BadInput(f"{path}: holds no merges; {WHERE_FROM}")
     return ranks
 
 

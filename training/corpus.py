@@ -3,9 +3,13 @@
 What pretrain.py, pretrain_t5.py and generate.py share. Nothing here knows about a model or a vocabulary.
 """
 
+import contextlib
+import glob
+import gzip
 import math
 import os
 import re
+import zlib
 
 import numpy as np
 
@@ -22,20 +26,51 @@ def read_parts(paths, verbose=True):
     So a text of one line takes no more memory than one of many lines.
 
     Args:
-        paths: UTF-8 files, with or without a byte-order mark; any line ends.
+        paths: UTF-8 files, with or without a byte-order mark, packed by gzip or not; any line ends. See find_files
+            for what else may stand for them.
         verbose: show a progress bar over the bytes.
     Yields:
         (part, ends_line): the text without blanks at its ends; whether the line ends with it.
     Raises:
         MissingInput, BadInput: no such file; or a line is not UTF-8 or holds a NUL byte.
     """
-    require_files(paths)
+    paths = find_files(paths)
     total = sum(map(os.path.getsize, paths))
     with progress.bar(total=total, unit="B", desc="read", show=verbose and is_first_process()) as bar:
         for path in paths:
-            # bytes that are no UTF-8 become lone surrogates, so that their line is known: decoding runs ahead
-            with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as f:
-                yield from _parts(path, f, bar)
+            with _open(path, bar) as (f, counter):
+                yield from _parts(path, f, counter)
+
+
+@contextlib.contextmanager
+def _open(path, bar):
+    """Yield a text file, packed or not, and what is told how many bytes were read: the bar, if it is not packed."""
+    # bytes that are no UTF-8 become lone surrogates, so that their line is known: decoding runs ahead
+    as_text = dict(encoding="utf-8", errors="surrogateescape", newline="\n")
+    with open(path, "rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    if not packed:
+        with open(path, **as_text) as f:
+            yield f, bar
+        return
+    with open(path, "rb") as raw, gzip.open(raw, "rt", **as_text) as f:
+        try:
+            yield f, _Packed(bar, raw)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise BadInput(f"{path}: is a damaged gzip file ({error}); get it once more, or unpack it and give that") \
+                from None
+
+
+class _Packed:
+    """Moves a bar by what was read of a packed file, as nobody knows how long it is unpacked."""
+
+    def __init__(self, bar, raw):
+        self.bar, self.raw, self.done = bar, raw, 0
+
+    def update(self, n):
+        position = self.raw.tell()
+        self.bar.update(position - self.done)
+        self.done = position
 
 
 def _parts(path, f, bar):
@@ -101,11 +136,31 @@ def read_words(tokenizer, paths, verbose=True):
         yield split_words(tokenizer, part) + [NEWLINE] * ends_line
 
 
-def require_files(paths):
-    """Raise MissingInput unless all paths are files."""
+def find_files(paths):
+    """Return the files that paths stand for, in their order: files, folders, and patterns such as 'books/*.txt'.
+
+    A folder stands for the .txt and .txt.gz files in it and in its folders, a pattern (with ** for any folders) for
+    the files that fit it, both sorted by name.
+
+    Raises:
+        MissingInput, BadInput: a path stands for no file.
+    """
+    files = []
     for path in paths:
-        if not os.path.isfile(path):
-            raise MissingInput(f"{path}: not found; --text wants plain text files in UTF-8")
+        if os.path.isdir(path):
+            found = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
+                     if name.endswith((".txt", ".txt.gz")) and not name.startswith(".")]
+            if not found:
+                raise BadInput(f"{path}: this folder holds no .txt or .txt.gz files; --text wants plain text in UTF-8")
+        elif os.path.exists(path):
+            found = [path]
+        else:
+            found = [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
+            if not found:
+                raise MissingInput(f"{path}: not found; --text wants plain text files in UTF-8, a folder of them or a "
+                                   "pattern in quotes")
+        files += sorted(found)
+    return files
 
 
 def cut_sequences(ids, length):
@@ -114,18 +169,57 @@ def cut_sequences(ids, length):
     return np.asarray(ids[:n * length], dtype=np.int32).reshape(n, length)
 
 
-def hold_out(sequences, share):
+def hold_out(sequences, share, others=None):
     """Split sequences [n, length] into those to train on and the last ones, a share of them and at least one.
 
+    Args:
+        others: sequences [m, length] of --valid_text, which are held out in their place.
     Raises:
-        BadInput: there are not two sequences.
+        BadInput: there are not two sequences, or none to train on, or none in --valid_text.
     """
+    if others is not None:
+        for name, found in (("--text", sequences), ("--valid_text", others)):
+            if len(found) < 1:
+                raise BadInput(f"{name} gives no sequence of {sequences.shape[1]} tokens; give more text, or lower "
+                               "--n_ctx")
+        return sequences, others
     n, length = sequences.shape
     if n < 2:
         raise BadInput(f"--text gives {n} sequences of {length} tokens, two at least are needed, to hold out one; "
                        "give more text, or lower --n_ctx")
     n_held = min(max(1, round(n * share)), n - 1)
     return sequences[:-n_held], sequences[-n_held:]
+
+
+def count_repeated(train, held_out, chunk=1 << 20):
+    """Return how many of the sequences held_out [m, length] stand in train [n, length] too, wherever they begin there.
+
+    Sequences are compared by a number of 64 bits, the sum of x[i] * r^i modulo 2^64 with a random number x[i] for each
+    token. Of a window of the text it is the difference of two running sums, so that every window costs the same.
+    """
+    length, text = held_out.shape[1], np.ravel(train)
+    if len(text) < length:
+        return 0
+    rng = np.random.default_rng(0)
+    n_tokens = 1 + max(int(text.max()), int(held_out.max()))
+    x = rng.integers(1 << 64, size=n_tokens, dtype=np.uint64)
+    r = int(rng.integers(1 << 62)) * 2 + 1
+    inverse = pow(r, -1, 1 << 64)
+
+    def powers(base, n):
+        factors = np.full(n, base, dtype=np.uint64)
+        factors[0] = 1
+        return np.cumprod(factors, dtype=np.uint64)
+
+    wanted = (x[held_out] * powers(r, length)).sum(1, dtype=np.uint64)
+    found = np.zeros(len(wanted), dtype=bool)
+    rising, falling = powers(r, chunk + length - 1), powers(inverse, chunk)
+    for start in range(0, len(text) - length + 1, chunk):
+        part = text[start:start + chunk + length - 1]
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(x[part] * rising[:len(part)], dtype=np.uint64)])
+        windows = (sums[length:] - sums[:-length]) * falling[:len(part) - length + 1]
+        found |= np.isin(wanted, windows)
+    return int(found.sum())
 
 
 def unigram_perplexity(train, targets, n_vocab):

@@ -5,7 +5,7 @@ import zlib
 
 import torch
 
-from formats.errors import BadInput, MissingInput
+from formats.errors import BadInput, MissingInput, warn
 from formats.files import load_tensors
 from training import corpus, loop, runs
 
@@ -13,8 +13,11 @@ from training import corpus, loop, runs
 def add_corpus_options(parser, what_is_kept):
     """Add the options about text and folders; return the group of the data and the group of the model."""
     data = parser.add_argument_group("data")
-    data.add_argument("--text", nargs="+", required=True, metavar="FILE", help="plain text files in UTF-8")
+    data.add_argument("--text", nargs="+", required=True, metavar="FILE",
+                      help="plain text files in UTF-8, packed by gzip or not, folders of .txt files, or patterns")
     data.add_argument("--held_out", type=float, default=0.01, help="share of the text, its end, for evaluation")
+    data.add_argument("--valid_text", nargs="+", metavar="FILE",
+                      help="evaluate on this text, and train on all of --text; the vocabulary is learned from --text")
     model = parser.add_argument_group("the model")
     model.add_argument("--model_dir", required=True, help="folder to write the model to")
     model.add_argument("--init_dir", help=f"folder of a model to start from; {what_is_kept}")
@@ -32,12 +35,24 @@ def check_corpus_options(args, names):
     Raises:
         MissingInput, BadInput: naming the file.
     """
-    corpus.require_files(args.text)
+    corpus.find_files([*args.text, *(args.valid_text or [])])
     continues = args.resume and os.path.isfile(loop.paths(args)["checkpoint"])
     taken = [name for name in names if os.path.exists(os.path.join(args.model_dir, name))]
     if taken and not continues:
         raise BadInput(f"--model_dir {args.model_dir} holds a model already ({taken[0]}), which would be lost; "
                        "give another folder, or delete that one")
+
+
+def hold_out(args, ids, valid_ids, length):
+    """Return the sequences to train on and those held out, each int32 [n, length].
+
+    Args:
+        ids, valid_ids: int32 [tokens] of --text and --valid_text; valid_ids None: the end of --text is held out.
+    Raises:
+        BadInput: see corpus.hold_out.
+    """
+    others = None if valid_ids is None else corpus.cut_sequences(valid_ids, length)
+    return corpus.hold_out(corpus.cut_sequences(ids, length), args.held_out, others)
 
 
 def mean_cost(arrays, batch_cost, n_tokens, args, world):
@@ -102,10 +117,16 @@ def read_files(folder, names):
 def train(args, model, optimizer, train_part, held_out, tower_loss, evaluate, world, vocabulary):
     """Run the loop over sequences [n, length], then put the best parameters into the model.
 
+    Warns of held-out sequences that are trained on too.
+
     Args:
         vocabulary: {name: bytes} of its files, which are kept in the folder of the run.
         The others are those of loop.train.
     """
+    repeated = corpus.count_repeated(train_part, held_out) if world.is_first else 0
+    if repeated:
+        warn(f"{repeated:,} of the {len(held_out):,} held-out sequences also stand in the text to train on; their "
+             "perplexity tells what the model remembers, not what it has learned")
     fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train_part.tobytes()))
     orders = loop.SeededOrders(args.seed, args.n_iter, len(train_part))
     loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint,
