@@ -1,10 +1,13 @@
-"""What the logs and submissions of runs say: accuracies in text, courses and comparisons as pictures.
+"""What the logs and submissions of runs say, and what explore.py reads in the models: numbers in text, and pictures.
 
     python analysis.py log/a.jsonl log/b.jsonl --out curves.png    cost and accuracy over updates
     python analysis.py log/l*.jsonl --layers --out layers.png      accuracy against transferred layers
+
+Every draw_ function returns the Figure, which a notebook shows, and writes it where a path `out` is given.
 """
 
 import contextlib
+import io
 import os
 import sys
 
@@ -16,6 +19,9 @@ from datasets import TEST_FILE, _rocstories
 from formats.errors import BadInput, MissingInput
 from formats.files import write_atomically
 from utils import OneLineParser, read_log, run_script
+
+__all__ = ["REPORTS", "best_accuracy", "draw_attention", "draw_curves", "draw_layers", "draw_seeds",
+           "draw_similarities", "draw_surprisal", "evaluations", "read_submission", "rocstories"]
 
 LINES = ["-", "--", ":", "-."]  # lines and markers tell runs apart in grey
 MARKERS = "osv^Dx"
@@ -84,8 +90,8 @@ def best_accuracy(log_path):
     return max(accuracies)
 
 
-def draw_curves(log_paths, out, labels=None):
-    """Draw validation cost (nats) and, where there is one, accuracy (percent) over updates into the picture `out`.
+def draw_curves(log_paths, out=None, labels=None):
+    """Draw validation cost (nats) and, where there is one, accuracy (percent) over updates.
 
     Args:
         log_paths: logs of any training script; cost is per example in fine-tuning, per token in pre-training.
@@ -106,10 +112,10 @@ def draw_curves(log_paths, out, labels=None):
     accuracy.axhline(50, color="0.8", linewidth=1, zorder=0)
     accuracy.annotate("chance", (0.01, 50), xycoords=("axes fraction", "data"), color="0.5", fontsize=8, va="bottom")
     _legend(accuracy, labels)
-    _save(figure, out)
+    return _save(figure, out)
 
 
-def draw_layers(log_paths, out):
+def draw_layers(log_paths, out=None):
     """Draw best validation accuracy (percent) against n_transfer, the paper's figure 2 (left) from any logs.
 
     Logs that share an n_transfer, such as those of several seeds, are drawn as their median with a range.
@@ -129,10 +135,10 @@ def draw_layers(log_paths, out):
     names = {-1: "none\n(scratch)", 0: "embedding\nonly"}
     axes.set_xticks(layers, [names.get(n, str(n)) for n in layers])
     axes.set(xlabel="pretrained layers transferred", ylabel="best validation accuracy (%)")
-    _save(figure, out)
+    return _save(figure, out)
 
 
-def draw_seeds(accuracies, out, published=None, title=None):
+def draw_seeds(accuracies, out=None, published=None, title=None):
     """Draw the test accuracy of every seed as a dot, their median as a line, and published numbers as thin lines.
 
     Args:
@@ -150,7 +156,82 @@ def draw_seeds(accuracies, out, published=None, title=None):
     axes.set(xlabel="seed", ylabel="test accuracy (%)", xlim=(-0.5, len(seeds) - 0.5), title=title)
     axes.margins(y=0.1)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(figure, out)
+    return _save(figure, out)
+
+
+def draw_attention(weights, columns, rows=None, out=None):
+    """Draw the attention weights of each layer (down) and head (across); the darker, the more.
+
+    Args:
+        weights: [l, h, t, j] of one text, as explore.attention gives them for a batch: its [:, 0].
+        columns: the tokens that are attended to; longer weights, which are padding there, are cut to them.
+        rows: the tokens that attend; None: the same.
+    Returns:
+        the Figure.
+    Raises:
+        BadInput: another number of axes, or more tokens than weights.
+    """
+    rows = columns if rows is None else rows
+    weights = np.asarray(weights)
+    if weights.ndim != 4 or weights.shape[2] < len(rows) or weights.shape[3] < len(columns):
+        raise BadInput(f"weights are {list(weights.shape)}, expected [layers, heads, {len(rows)} or more, "
+                       f"{len(columns)} or more] for these tokens: of one text of the batch, such as weights[:, 0]")
+    n_layer, n_head = weights.shape[:2]
+    size = max(1.2, 0.16 * max(len(rows), len(columns)))
+    figure = _figure(size * n_head + 1, size * n_layer + 1)
+    grid = figure.subplots(n_layer, n_head, squeeze=False, sharex=True, sharey=True)
+    for layer, of_layer in enumerate(grid):
+        for head, axes in enumerate(of_layer):
+            axes.imshow(weights[layer, head, :len(rows), :len(columns)], cmap="Greys", vmin=0, vmax=1, aspect="auto")
+            axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
+            axes.set_yticks(range(len(rows)), rows, fontsize=6)
+            if layer == 0:
+                axes.set_title(f"head {head}", fontsize=8)
+        of_layer[0].set_ylabel(f"layer {layer}", fontsize=8)
+    return _save(figure, out)
+
+
+def draw_surprisal(table, out=None):
+    """Draw the surprisal of each token as a bar over it, a row for each text.
+
+    Args:
+        table: what explore.surprisal returns.
+    Returns:
+        the Figure.
+    """
+    texts = [rows for _, rows in table.groupby("text")]
+    longest = max(map(len, texts), default=1)
+    highest = 1.05 * table["surprisal"].max() if table["surprisal"].notna().any() else 1  # one scale for all texts
+    figure = _figure(max(4, 0.45 * longest), 1.9 * max(len(texts), 1))
+    for axes, rows in zip(figure.subplots(max(len(texts), 1), 1, squeeze=False)[:, 0], texts, strict=False):
+        values = rows["surprisal"].to_numpy(dtype=float)
+        axes.bar(range(len(rows)), np.nan_to_num(values), color="0.4")
+        axes.set_xticks(range(len(rows)), rows["token"], rotation=60, ha="right", fontsize=8)
+        axes.set(ylabel="surprisal (nats)", xlim=(-0.6, longest - 0.4), ylim=(0, highest))
+        axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, out)
+
+
+def draw_similarities(cosines, labels, out=None):
+    """Draw a table of cosines, with its numbers.
+
+    Args:
+        cosines: [n, n], see explore.similarities. labels: n names.
+    Returns:
+        the Figure.
+    """
+    cosines = np.asarray(cosines)
+    size = 1.5 + 0.6 * len(labels)
+    figure = _figure(size + 1, size)
+    axes = figure.subplots()
+    axes.imshow(cosines, cmap="Greys", vmin=-1, vmax=1)
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    for i, row in enumerate(cosines):
+        for j, value in enumerate(row):
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7,
+                      color="white" if value > 0.4 else "black")
+    return _save(figure, out)
 
 
 def _figure(width, height):
@@ -164,7 +245,16 @@ def _figure(width, height):
         with contextlib.suppress(ValueError):
             matplotlib.rcParams["backend"] = backend
     from matplotlib.figure import Figure
-    return Figure(figsize=(width, height), layout="constrained")
+
+    class Picture(Figure):
+        """A Figure that a notebook shows without any setting."""
+
+        def _repr_png_(self):
+            data = io.BytesIO()
+            self.savefig(data, format="png", dpi=100)
+            return data.getvalue()
+
+    return Picture(figsize=(width, height), layout="constrained")
 
 
 def _legend(axes, labels):
@@ -191,8 +281,11 @@ def names_of(paths):
 
 
 def _save(figure, out):
-    with write_atomically(out) as temporary:
-        figure.savefig(temporary, format=os.path.splitext(out)[1].lstrip(".") or "png", dpi=120)
+    """Write a figure where a path is given; return it."""
+    if out is not None:
+        with write_atomically(out) as temporary:
+            figure.savefig(temporary, format=os.path.splitext(out)[1].lstrip(".") or "png", dpi=120)
+    return figure
 
 
 def main(argv=None):

@@ -12,6 +12,8 @@ from sklearn.model_selection import train_test_split
 
 from formats.errors import BadInput, MissingInput, warn_once
 
+__all__ = ["COLUMNS", "ENDINGS", "SENTENCES", "SPLIT_SEED", "TEST_FILE", "VALID_FILE", "rocstories"]
+
 SPLIT_SEED = 3535999445  # the authors' split of the validation file into train and valid
 VALID_FILE = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
 TEST_FILE = "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"
@@ -20,7 +22,7 @@ ENDINGS = ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2"]
 COLUMNS = ["InputStoryid", *SENTENCES, *ENDINGS, "AnswerRightEnding"]
 
 
-def _rocstories(path):
+def _rocstories(path: str) -> tuple[list[str], list[str], list[str], np.ndarray]:
     """Read one Story Cloze file.
 
     The file is CSV in UTF-8 (a byte-order mark and CRLF change nothing), with a header naming COLUMNS in any order.
@@ -103,7 +105,7 @@ def _require_utf8(path, number, row):
                        "save the file as UTF-8")
 
 
-def rocstories(data_dir, n_train=1497, n_valid=374):
+def rocstories(data_dir: str, n_train: int = 1497, n_valid: int = 374) -> tuple[tuple, tuple, tuple]:
     """Read the Story Cloze Test: the validation file split in train and valid, and the test file.
 
     Args:
@@ -118,8 +120,10 @@ def rocstories(data_dir, n_train=1497, n_valid=374):
     st, ct1, ct2, y = _rocstories(os.path.join(data_dir, VALID_FILE))
     test = _rocstories(os.path.join(data_dir, TEST_FILE))
     if not 0 < n_valid < len(st):
-        raise BadInput(f"--n_valid is {n_valid}, allowed is 1 to {len(st) - 1}: {VALID_FILE} has {len(st)} stories "
+        raise BadInput(f"n_valid is {n_valid}, allowed is 1 to {len(st) - 1}: {VALID_FILE} has {len(st)} stories "
                        "to share between training and validation")
+    if 2 * n_valid > len(st):
+        warn_once(f"{VALID_FILE} has {len(st)} stories: n_valid {n_valid} leaves {len(st) - n_valid} to train on")
     train, valid = train_test_split(np.arange(len(st)), test_size=n_valid, random_state=SPLIT_SEED)
 
     def pick(rows):

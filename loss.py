@@ -14,13 +14,16 @@ import torch.nn.functional as F
 
 from formats.t5_files import IGNORED, PAD
 
+__all__ = ["double_head_loss", "lm_losses", "mean_task_loss", "t5_loss", "target_log_probs", "task_losses",
+           "token_losses", "word_loss"]
 
-def at_least_float32(x):
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """Logits in float32, or in float64 if they are: losses are never taken in a half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def lm_losses(lm_logits, x, m):
+def lm_losses(lm_logits: torch.Tensor, x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
     """L1: the language-model loss of each sequence.
 
     Args:
@@ -36,7 +39,7 @@ def lm_losses(lm_logits, x, m):
     return (losses.view(b, t - 1) * m).sum(1) / m.sum(1).clamp(min=torch.finfo(m.dtype).tiny)
 
 
-def word_loss(lm_logits, x, n_words):
+def word_loss(lm_logits: torch.Tensor, x: torch.Tensor, n_words: int) -> torch.Tensor:
     """The sum of the cross entropies of tokens 1 .. t-1 among the words alone: a position is no word.
 
     Args:
@@ -48,7 +51,7 @@ def word_loss(lm_logits, x, n_words):
     return F.cross_entropy(logits, x[:, 1:, 0].flatten().long(), reduction="sum")
 
 
-def task_losses(logits, y):
+def task_losses(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """L2: the task's loss of each example.
 
     Args:
@@ -65,28 +68,33 @@ def task_losses(logits, y):
     return F.cross_entropy(logits, y.to(logits.dtype) if y.dim() == 2 else y.long(), reduction="none")
 
 
-def mean_task_loss(losses, y):
+def mean_task_loss(losses: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The mean of task_losses [b] over the examples that have a label; 0 where none has. y: see task_losses."""
     is_distribution = y.dim() == 2 and y.size(1) > 1
     return losses.sum() / (max(len(losses), 1) if is_distribution else (y != IGNORED).sum().clamp(min=1))
 
 
-def double_head_loss(lm_logits, clf_logits, x, m, y, lm_coef):
+def double_head_loss(lm_logits: torch.Tensor, clf_logits: torch.Tensor, x: torch.Tensor, m: torch.Tensor,
+                     y: torch.Tensor, lm_coef: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """L3: the fine-tuning loss from the two heads' logits, mean_task_loss + lm_coef * mean(lm_losses).
 
     Args:
         lm_logits: [b * c * (t - 1), v]; clf_logits: [b, n]; x: int [b, c, t, 2] (or [b, t, 2]); m: [b, c, t] (or
-            [b, t]); y: see task_losses; lm_coef: weight of the language-model term; 0 drops it.
+            [b, t]); y: see task_losses; lm_coef: weight of the language-model term; 0 drops it. x, m and y may be
+            NumPy arrays too.
     Returns:
         train_loss (scalar), clf_losses [b], lm_losses [b * c].
     """
+    x, m, y = (value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device=clf_logits.device)
+               for value in (x, m, y))
     clf = task_losses(clf_logits, y)
     lm = lm_losses(lm_logits, x.flatten(0, -3), m.flatten(0, -2))
     loss = mean_task_loss(clf, y)
     return (loss + lm_coef * lm.sum() / max(len(lm), 1) if lm_coef else loss), clf, lm
 
 
-def token_losses(logits, targets, z_loss=0.0, label_smoothing=0.0):
+def token_losses(logits: torch.Tensor, targets: torch.Tensor, z_loss: float = 0.0,
+                 label_smoothing: float = 0.0) -> torch.Tensor:
     """T5's loss of each token: cross entropy + z_loss * log(Z)^2, log Z the logsumexp of the logits.
 
     Args:
@@ -101,7 +109,8 @@ def token_losses(logits, targets, z_loss=0.0, label_smoothing=0.0):
     return losses + z_loss * logits.logsumexp(-1).square() * (targets != IGNORED) if z_loss else losses
 
 
-def t5_loss(logits, targets, z_loss=0.0, label_smoothing=0.0):
+def t5_loss(logits: torch.Tensor, targets: torch.Tensor, z_loss: float = 0.0,
+            label_smoothing: float = 0.0) -> torch.Tensor:
     """The original's training loss: token_losses of real tokens, over the number of all positions.
 
     Args:
@@ -112,7 +121,7 @@ def t5_loss(logits, targets, z_loss=0.0, label_smoothing=0.0):
     return (token_losses(logits, targets, z_loss, label_smoothing) * (targets != PAD)).sum() / max(targets.numel(), 1)
 
 
-def target_log_probs(logits, targets):
+def target_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The log-probability of each target sequence: minus the sum of its real tokens' losses.
 
     Args:

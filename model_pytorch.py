@@ -30,15 +30,20 @@ from formats.gpt_files import (
     write_released,
 )
 from formats.hub import local_folder
-from formats.tensor_files import strip_wrappers
+from formats.tensor_files import Report, is_true, strip_wrappers
+
+__all__ = ["ACT_FNS", "DEFAULT_CONFIG", "Attention", "Block", "ClfHead", "Conv1D", "DoubleHeadModel", "LMHead",
+           "LMModel", "LayerNorm", "MLP", "MultipleChoiceHead", "SimilarityHead", "TASK_HEADS", "TransformerModel",
+           "dotdict", "export_hub_model", "export_openai_model", "gelu", "load_openai_pretrained_model",
+           "make_task_head", "swish", "tf_name"]
 
 
-def gelu(x):
+def gelu(x: torch.Tensor) -> torch.Tensor:
     """Gaussian error linear unit, tanh approximation with 0.044715 (TF function `gelu`)."""
     return F.gelu(x, approximate="tanh")
 
 
-def swish(x):
+def swish(x: torch.Tensor) -> torch.Tensor:
     """x * sigmoid(x) (TF function `swish`)."""
     return F.silu(x)
 
@@ -57,38 +62,67 @@ class dotdict(dict):
     __setattr__ = dict.__setitem__
     __delattr__ = dict.__delitem__
 
+    def __or__(self, other):
+        return dotdict({**self, **other})
 
-DEFAULT_CONFIG = dotdict(n_embd=768, n_head=12, n_layer=12, embd_pdrop=0.1, attn_pdrop=0.1,
-                         resid_pdrop=0.1, clf_pdrop=0.1, afn="gelu")
+    def copy(self) -> "dotdict":
+        """Return a dotdict of the same settings."""
+        return dotdict(self)
+
+    def __reduce__(self):
+        return dotdict, (dict(self),)
+
+
+class _Default(dotdict):
+    """Settings that nobody changes for all others by accident; what is made of them can be changed."""
+
+    def _refuse(self, *args, **kwargs):
+        raise BadInput("DEFAULT_CONFIG is shared by all models; change a copy of it: DEFAULT_CONFIG | "
+                       "{'n_layer': 6}, or DEFAULT_CONFIG.copy()")
+
+    __setitem__ = __setattr__ = __delitem__ = __delattr__ = __ior__ = _refuse
+    update = setdefault = pop = popitem = clear = _refuse
+
+
+DEFAULT_CONFIG = _Default(n_embd=768, n_head=12, n_layer=12, embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1,
+                          clf_pdrop=0.1, afn="gelu")
 
 
 class LayerNorm(nn.Module):
     """Layer normalisation with gain g and bias b, epsilon inside the root (TF function `norm`)."""
 
-    def __init__(self, n_state, e=1e-5):
+    def __init__(self, n_state: int, e: float = 1e-5):
         super().__init__()
         self.g = nn.Parameter(torch.ones(n_state))
         self.b = nn.Parameter(torch.zeros(n_state))
         self.e = e
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., d] -> [..., d]."""
         return F.layer_norm(x, self.g.shape, self.g, self.b, self.e)
+
+    def extra_repr(self) -> str:
+        """Width and epsilon."""
+        return f"{len(self.g)}, e={self.e:g}"
 
 
 class Conv1D(nn.Module):
     """x @ w + b with w of shape [nx, nf] (TF function `conv1d`; only width rf = 1 is ever used)."""
 
-    def __init__(self, nf, rf, nx):
+    def __init__(self, nf: int, rf: int, nx: int):
         super().__init__()
         if rf != 1:
             raise ValueError(f"rf is {rf}, only 1 exists")
         self.w = nn.Parameter(torch.empty(nx, nf).normal_(std=0.02))
         self.b = nn.Parameter(torch.zeros(nf))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., nx] -> [..., nf]."""
         return x @ self.w + self.b                                      # [..., nx] x [nx, nf] -> [..., nf]
+
+    def extra_repr(self) -> str:
+        """The sizes, as the arguments are called."""
+        return "nx={}, nf={}".format(*self.w.shape)
 
 
 class Attention(nn.Module):
@@ -97,7 +131,7 @@ class Attention(nn.Module):
     attn_dropout is given the attention weights, so a hook on it sees them.
     """
 
-    def __init__(self, nx, n_ctx, cfg, scale=True):
+    def __init__(self, nx: int, n_ctx: int, cfg: dotdict, scale: bool = True):
         super().__init__()
         if nx % cfg.n_head:
             raise BadInput(f"n_embd is {nx}, which n_head {cfg.n_head} does not divide; change one of them")
@@ -108,7 +142,7 @@ class Attention(nn.Module):
         self.resid_dropout = nn.Dropout(cfg.resid_pdrop)
         self.register_load_state_dict_pre_hook(_drop_2018_mask)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, t, d] -> [b, t, d]."""
         q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)  # -> 3 x [b, h, t, k]
         w = q @ k.transpose(2, 3)                                       # [b, h, t, k] x [b, h, k, t] -> [b, h, t, t]
@@ -120,6 +154,10 @@ class Attention(nn.Module):
         a = a.transpose(1, 2).flatten(2)                                # -> [b, t, h, k] -> [b, t, d]
         return self.resid_dropout(self.c_proj(a))
 
+    def extra_repr(self) -> str:
+        """The number of heads."""
+        return f"n_head={self.n_head}" + ("" if self.scale else ", scale=False")
+
 
 def _drop_2018_mask(module, state_dict, prefix, *args):
     """Forget the causal mask that the 2018 port keeps among the weights as `attn.b`."""
@@ -129,7 +167,7 @@ def _drop_2018_mask(module, state_dict, prefix, *args):
 class MLP(nn.Module):
     """Two layers with an activation between (TF function `mlp`); n_state is the inner width."""
 
-    def __init__(self, n_state, cfg):
+    def __init__(self, n_state: int, cfg: dotdict):
         super().__init__()
         if cfg.afn not in ACT_FNS:
             raise BadInput(f"afn is {cfg.afn!r}, allowed are {', '.join(ACT_FNS)}")
@@ -138,22 +176,26 @@ class MLP(nn.Module):
         self.act = ACT_FNS[cfg.afn]
         self.dropout = nn.Dropout(cfg.resid_pdrop)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., d] -> [..., d]."""
         return self.dropout(self.c_proj(self.act(self.c_fc(x))))
+
+    def extra_repr(self) -> str:
+        """The activation."""
+        return f"act={getattr(self.act, '__name__', self.act)}"
 
 
 class Block(nn.Module):
     """Attention and MLP, each added to its input and then normalised (TF function `block`)."""
 
-    def __init__(self, n_ctx, cfg, scale=True):
+    def __init__(self, n_ctx: int, cfg: dotdict, scale: bool = True):
         super().__init__()
         self.attn = Attention(cfg.n_embd, n_ctx, cfg, scale)
         self.ln_1 = LayerNorm(cfg.n_embd)
         self.mlp = MLP(4 * cfg.n_embd, cfg)
         self.ln_2 = LayerNorm(cfg.n_embd)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, t, d] -> [b, t, d]."""
         n = self.ln_1(x + self.attn(x))
         return self.ln_2(n + self.mlp(n))
@@ -168,7 +210,7 @@ class TransformerModel(nn.Module):
         n_ctx: how many of these rows, the last ones, are positions.
     """
 
-    def __init__(self, cfg, vocab=40990, n_ctx=512):
+    def __init__(self, cfg: dotdict, vocab: int = 40990, n_ctx: int = 512):
         super().__init__()
         self.n_vocab = vocab
         self.n_ctx = n_ctx
@@ -178,7 +220,7 @@ class TransformerModel(nn.Module):
         self.h = nn.ModuleList([Block(n_ctx, cfg, scale=True) for _ in range(cfg.n_layer)])
         self.register_load_state_dict_pre_hook(strip_wrappers)
 
-    def forward(self, x, keep=None):
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Return the final hidden states.
 
         Args:
@@ -200,7 +242,11 @@ class TransformerModel(nn.Module):
             h = block(h)
         return h
 
-    def draw_keep(self):
+    def extra_repr(self) -> str:
+        """The rows of `we` and how many of them are positions."""
+        return f"vocab={self.n_vocab}, n_ctx={self.n_ctx}"
+
+    def draw_keep(self) -> torch.Tensor | None:
         """Draw what the embedding's dropout multiplies `we` by.
 
         The original drops entries of the matrix itself, once a forward, looks up tokens and positions in
@@ -217,7 +263,7 @@ class TransformerModel(nn.Module):
                            "drop; set embd_dropout.p = 0")
         return self.embd_dropout(torch.ones(we.shape, dtype=we.dtype, device=we.device))
 
-    def require_ids(self, x):
+    def require_ids(self, x: torch.Tensor) -> None:
         """Refuse an x that is no tensor of (token id, position id).
 
         Raises:
@@ -225,11 +271,13 @@ class TransformerModel(nn.Module):
                 its last n_ctx rows.
         """
         first = self.n_vocab - self.n_ctx
+        if not hasattr(x, "dim"):
+            raise BadInput(f"x is {type(x).__name__}, expected a tensor: torch.as_tensor makes one of an array")
         if x.dim() < 2 or x.size(-1) != 2 or x.dtype not in (torch.int32, torch.int64):
             raise BadInput(f"x is {str(x.dtype).removeprefix('torch.')} {list(x.shape)}, expected int "
                            f"[..., length, 2]: token ids and position ids, which start at {first} here")
         tokens, positions = x.unbind(-1)
-        if _is_true(((tokens < 0) | (positions < first) | (x >= self.n_vocab).any(-1)).any()):
+        if is_true(((tokens < 0) | (positions < first) | (x >= self.n_vocab).any(-1)).any()):
             if positions.min() < first or positions.max() >= self.n_vocab:
                 raise BadInput(f"x has position ids from {int(positions.min())} to {int(positions.max())}, expected "
                                f"int [..., length, 2] with {first} to {self.n_vocab - 1} in x[..., 1]: the last "
@@ -244,16 +292,6 @@ def drops(dropout):
     return not isinstance(dropout, nn.Dropout) or (dropout.training and dropout.p > 0)
 
 
-def _is_true(flag):
-    """The value of a bool tensor, or False where tensors have no values to look at (compiler, vmap, meta device)."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    try:
-        return bool(flag)
-    except (RuntimeError, NotImplementedError):
-        return False
-
-
 def _drop_2018_position_mask(module, state_dict, prefix, *args):
     """Forget the mask of the position rows that the 2018 port keeps among an LMModel's weights."""
     state_dict.pop(prefix + "pos_emb_mask", None)
@@ -262,7 +300,7 @@ def _drop_2018_position_mask(module, state_dict, prefix, *args):
 class TiedDecoder(nn.Linear):
     """h @ we.T: a linear layer that shares the embedding's matrix, and what dropout left of it."""
 
-    def forward(self, h, keep=None):
+    def forward(self, h: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """[..., d] -> [..., v]. keep: see TransformerModel.draw_keep."""
         return F.linear(h, self.weight if keep is None else self.weight * keep)   # [..., d] x [d, v] -> [..., v]
 
@@ -275,14 +313,14 @@ class LMHead(nn.Module):
         trunc_and_reshape: leave out the last position, which predicts nothing, and flatten.
     """
 
-    def __init__(self, model, cfg, trunc_and_reshape=True):
+    def __init__(self, model: nn.Module, cfg: dotdict, trunc_and_reshape=True):
         super().__init__()
         v, d = model.embed.weight.shape
         self.decoder = TiedDecoder(d, v, bias=False, device="meta")
         self.decoder.weight = model.embed.weight
         self.trunc_and_reshape = trunc_and_reshape
 
-    def forward(self, h, keep=None):
+    def forward(self, h: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """h [b, t, d] -> [b * (t - 1), v], or [b, t, v] without trunc_and_reshape.
 
         keep: see TransformerModel.draw_keep. A decoder that replaced ours gets h alone: the matrix that
@@ -303,7 +341,7 @@ class _ClassifyHead(nn.Module):
     Weights start at N(0, 0.02) and biases at 0 (TF function `clf`).
     """
 
-    def __init__(self, clf_token, cfg, n_out):
+    def __init__(self, clf_token: int, cfg: dotdict, n_out):
         super().__init__()
         self.clf_token = clf_token
         self.dropout = nn.Dropout(cfg.clf_pdrop)
@@ -311,27 +349,31 @@ class _ClassifyHead(nn.Module):
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
 
-    def position(self, x):
+    def position(self, x: torch.Tensor) -> torch.Tensor:
         """int [..., t, 2] -> int64 [...]: where each sequence has its FIRST classify token; 0 if nowhere."""
         return (x[..., 0] == self.clf_token).int().argmax(-1)
 
-    def pooled(self, h, x):
+    def pooled(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """h [b, t, d], x [..., t, 2] -> [..., d], the hidden state at each sequence's position."""
         at = self.position(x).flatten()                                 # [b]
         return h[torch.arange(len(at), device=h.device), at].unflatten(0, x.shape[:-2])
 
-    def forward(self, h, x):
+    def forward(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """h [b, t, d], x [..., t, 2] with b sequences -> logits, see classify."""
         return self.classify(self.pooled(h, x))
+
+    def extra_repr(self) -> str:
+        """The id of the token that it looks for."""
+        return f"clf_token={self.clf_token}"
 
 
 class MultipleChoiceHead(_ClassifyHead):
     """One logit per choice; the choices of an example share one dropout mask."""
 
-    def __init__(self, clf_token, cfg):
+    def __init__(self, clf_token: int, cfg: dotdict):
         super().__init__(clf_token, cfg, 1)
 
-    def classify(self, h):
+    def classify(self, h: torch.Tensor) -> torch.Tensor:
         """Hidden states at the classify tokens [b, c, d] -> logits [b, c]."""
         mask = self.dropout(torch.ones_like(h[:, :1]))                  # [b, 1, d]
         return self.linear(h * mask).squeeze(-1)                        # [b, c, d] x [d, 1] -> [b, c]
@@ -340,10 +382,10 @@ class MultipleChoiceHead(_ClassifyHead):
 class ClfHead(_ClassifyHead):
     """n_class logits for each sequence (paper section 3.3: classification, entailment)."""
 
-    def __init__(self, clf_token, cfg, n_class):
+    def __init__(self, clf_token: int, cfg: dotdict, n_class: int):
         super().__init__(clf_token, cfg, n_class)
 
-    def classify(self, h):
+    def classify(self, h: torch.Tensor) -> torch.Tensor:
         """Hidden states at the classify tokens [b, d] or [b, 1, d] -> logits [b, n_class]."""
         return self.linear(self.dropout(h.flatten(1)))                  # [b, d] x [d, n_class]
 
@@ -351,10 +393,10 @@ class ClfHead(_ClassifyHead):
 class SimilarityHead(_ClassifyHead):
     """Two texts in both orders, whose states are added before the linear layer (paper section 3.3)."""
 
-    def __init__(self, clf_token, cfg, n_class=1):
+    def __init__(self, clf_token: int, cfg: dotdict, n_class: int = 1):
         super().__init__(clf_token, cfg, n_class)
 
-    def classify(self, h):
+    def classify(self, h: torch.Tensor) -> torch.Tensor:
         """Hidden states at the classify tokens [b, 2, d] -> logits [b, n_class]."""
         return self.linear(self.dropout(h.sum(1)))                      # [b, 2, d] -> [b, d] x [d, n_class]
 
@@ -366,7 +408,7 @@ TASK_HEADS = {
 }
 
 
-def make_task_head(task_head_type, clf_token, cfg):
+def make_task_head(task_head_type: str | tuple, clf_token: int, cfg: dotdict) -> nn.Module:
     """Return the head for a name in TASK_HEADS or for ('classification', number of classes)."""
     if isinstance(task_head_type, str) and task_head_type in TASK_HEADS:
         return TASK_HEADS[task_head_type](clf_token, cfg)
@@ -377,7 +419,7 @@ def make_task_head(task_head_type, clf_token, cfg):
                      f"{', '.join(map(repr, TASK_HEADS))} and ('classification', n_class)")
 
 
-def hidden_states_and_keep(transformer, x):
+def hidden_states_and_keep(transformer, x: torch.Tensor):
     """Call a TransformerModel; return [b, t, d], and what its embedding was multiplied by (see draw_keep), or None.
 
     A module that took its place is given x alone. It draws for itself, and the softmax takes the whole matrix; where
@@ -405,7 +447,7 @@ class LMModel(nn.Module):
     which the position rows, which are no words, have probability 0.
     """
 
-    def __init__(self, cfg, vocab=40990, n_ctx=512, return_probs=False):
+    def __init__(self, cfg: dotdict, vocab: int = 40990, n_ctx: int = 512, return_probs: bool = False):
         super().__init__()
         self.transformer = TransformerModel(cfg, vocab, n_ctx)
         self.lm_head = LMHead(self.transformer, cfg, trunc_and_reshape=False)
@@ -414,7 +456,7 @@ class LMModel(nn.Module):
         self.register_load_state_dict_pre_hook(_drop_2018_position_mask)
 
     @classmethod
-    def from_pretrained(cls, name, revision=None, return_probs=False):
+    def from_pretrained(cls, name: str, revision: str | None = None, return_probs: bool = False):
         """Return a model with the weights and sizes of a folder or of a repository on the Hub, in evaluation mode.
 
         Its encoder: text_utils.TextEncoder.from_folder. There are no special rows; the positions are all there.
@@ -434,7 +476,7 @@ class LMModel(nn.Module):
         _warn_of_left_out(path, released.left_out)
         return model.eval()
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x int [b, t, 2] -> logits or probabilities [b, t, v]."""
         logits = self.lm_head(*hidden_states_and_keep(self.transformer, x))
         if self.return_probs:
@@ -443,7 +485,7 @@ class LMModel(nn.Module):
             return logits.masked_fill(is_position, -math.inf).softmax(-1)
         return logits
 
-    def loss(self, x):
+    def loss(self, x: torch.Tensor) -> torch.Tensor:
         """The paper's L1 as a mean: cross entropy of positions 1 .. t-1 of x int [b, t, 2] without padding, in nats.
 
         A text of one token predicts nothing: 0. The softmax is over all rows of `we`, as in fine-tuning.
@@ -469,7 +511,7 @@ class DoubleHeadModel(nn.Module):
         vocab, n_ctx: see TransformerModel.
     """
 
-    def __init__(self, cfg, clf_token, task_head_type, vocab=40990, n_ctx=512):
+    def __init__(self, cfg: dotdict, clf_token: int, task_head_type: str | tuple, vocab: int = 40990, n_ctx: int = 512):
         super().__init__()
         self.transformer = TransformerModel(cfg, vocab, n_ctx)
         self.lm_head = LMHead(self.transformer, cfg)
@@ -477,7 +519,8 @@ class DoubleHeadModel(nn.Module):
         self.register_load_state_dict_pre_hook(strip_wrappers)
 
     @classmethod
-    def from_pretrained(cls, name, task_head_type="multiple_choice", clf_token=None, n_special=3, revision=None):
+    def from_pretrained(cls, name: str, task_head_type: str | tuple = "multiple_choice", clf_token: int | None = None,
+                        n_special: int = 3, revision: str | None = None):
         """Return a model with the weights and sizes of a folder or of a repository on the Hub, in evaluation mode.
 
         A multiple-choice head that transformers saved (OpenAIGPTDoubleHeadsModel) is loaded into ours. Otherwise the
@@ -508,10 +551,14 @@ class DoubleHeadModel(nn.Module):
         _warn_of_left_out(path, left_out)
         return model.eval()
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x int [b, c, t, 2] (or [b, t, 2]) -> lm_logits [b * c * (t - 1), v], task logits."""
         h, keep = hidden_states_and_keep(self.transformer, x)
         return self.lm_head(h, keep), self.task_head(h, x)
+
+    def task_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """As the second of forward, without the language model's logits, which take nearly all of its time."""
+        return self.task_head(hidden_states_and_keep(self.transformer, x)[0], x)
 
 
 def _released_and_settings(path):
@@ -521,7 +568,7 @@ def _released_and_settings(path):
         raise BadInput(f"{path}: has no config.json, and its weights do not tell the number of heads (n_head) and the "
                        "activation (afn); write one, or make the model and call load_openai_pretrained_model")
     sizes = {name: getattr(released, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
-    return released, dotdict(DEFAULT_CONFIG | sizes | released.dropouts)
+    return released, DEFAULT_CONFIG | sizes | released.dropouts
 
 
 def _warn_of_left_out(path, names):
@@ -530,15 +577,16 @@ def _warn_of_left_out(path, names):
         warn(f"{path}: {', '.join(names)[:300]} left out, which this model does not have")
 
 
-def tf_name(name):
+def tf_name(name: str) -> str:
     """Return the TF variable of a parameter of TransformerModel: 'h.0.attn.c_attn.w' -> 'model/h0/attn/c_attn/w:0'."""
     if name == "embed.weight":
         return "model/we:0"
     return "model/" + name.replace("h.", "h", 1).replace(".", "/") + ":0"
 
 
-def load_openai_pretrained_model(model, n_ctx=-1, n_special=-1, n_transfer=12, n_embd=768, path="./model/",
-                                 path_names="./", verbose=True):
+def load_openai_pretrained_model(model: nn.Module, n_ctx: int = -1, n_special: int = -1, n_transfer: int = 12,
+                                 n_embd: int = 768, path: str = "./model/", path_names: str = "./",
+                                 verbose: bool = True) -> Report:
     """Copy released weights into a TransformerModel (or into the transformer of an LMModel or DoubleHeadModel).
 
     `we` becomes [tokens; n_special fresh rows N(0, 0.02); the first n_ctx positions], as in the original's train.py.
@@ -555,7 +603,8 @@ def load_openai_pretrained_model(model, n_ctx=-1, n_special=-1, n_transfer=12, n
         verbose: print one line on what was loaded.
     Returns:
         {'loaded': [TF names], 'fresh': [TF names], 'left_out': [names in the file]}: the first two together are
-        every variable of the transformer; the last are the heads that a file of transformers' may have.
+        every variable of the transformer; the last are the heads that a file of transformers' may have. What is
+        printed of it are their numbers.
     Raises:
         MissingInput, BadInput: see read_pretrained; or model and weights do not fit, in the heads and the activation
             that config.json gives too. The model is then unchanged.
@@ -600,8 +649,8 @@ def load_openai_pretrained_model(model, n_ctx=-1, n_special=-1, n_transfer=12, n
               f"fresh: {n_special if new else 'all'} special rows"
               + (f" and {len(fresh)} variables, {tf_name(fresh[0])} to {tf_name(fresh[-1])}" if fresh else "")
               + (f"; left out: {', '.join(left_out)[:300]}" if left_out else ""))
-    return {"loaded": [tf_name(name) for name in new], "fresh": [tf_name(name) for name in fresh],
-            "left_out": list(left_out)}
+    return Report(loaded=[tf_name(name) for name in new], fresh=[tf_name(name) for name in fresh],
+                  left_out=list(left_out))
 
 
 def _require_heads(model, released, path):
@@ -628,7 +677,7 @@ def _config_of(model, n_vocab, **others):
                       **dropouts, **others)
 
 
-def export_openai_model(model, path, n_special=0):
+def export_openai_model(model: nn.Module, path: str, n_special: int = 0) -> None:
     """Write a model in the released format: params_0.npy .. params_9.npy and params_shapes.json, and config.json.
 
     Special rows and heads have no place in the format and are left out. config.json says what it does not say: the
@@ -652,7 +701,7 @@ def export_openai_model(model, path, n_special=0):
                    _config_of(model, n_vocab))
 
 
-def export_hub_model(model, path, encoder):
+def export_hub_model(model: nn.Module, path: str, encoder) -> None:
     """Write a model as the Hub keeps it: config.json, model.safetensors, vocab.json, merges.txt, tokenizer.json.
 
     OpenAIGPTModel, OpenAIGPTLMHeadModel and, with a multiple-choice head, OpenAIGPTDoubleHeadsModel of transformers 4

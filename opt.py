@@ -16,8 +16,11 @@ from torch.optim import Optimizer
 
 from formats.errors import BadInput, warn
 
+__all__ = ["Adafactor", "OpenAIAdam", "SCHEDULES", "rsqrt_schedule", "warmup_constant", "warmup_cosine",
+           "warmup_linear"]
 
-def warmup_linear(x, warmup=0.002):
+
+def warmup_linear(x: float, warmup: float = 0.002) -> float:
     """Rate multiplier at x = t / t_total: up to 1 over the share `warmup`, then along 1 - x to 0.
 
     The rise is multiplied by 1 - x too, as in the original. From x = 1 on it is 0, where the
@@ -28,7 +31,7 @@ def warmup_linear(x, warmup=0.002):
     return (x / warmup if x <= warmup and warmup > 0 else 1.0) * (1 - x)
 
 
-def warmup_cosine(x, warmup=0.002):
+def warmup_cosine(x: float, warmup: float = 0.002) -> float:
     """Rate multiplier at x = t / t_total: up to 1 over the share `warmup`, then (1 + cos(pi x)) / 2.
 
     From x = 1 on it is 0, where the original rises again.
@@ -38,7 +41,7 @@ def warmup_cosine(x, warmup=0.002):
     return x / warmup if x <= warmup and warmup > 0 else 0.5 * (1 + math.cos(math.pi * x))
 
 
-def warmup_constant(x, warmup=0.002):
+def warmup_constant(x: float, warmup: float = 0.002) -> float:
     """Rate multiplier at x = t / t_total: up to 1 over the share `warmup`, then 1 for ever."""
     return x / warmup if x <= warmup and warmup > 0 else 1.0
 
@@ -50,7 +53,7 @@ SCHEDULES = {
 }
 
 
-def rsqrt_schedule(step, warmup=10_000):
+def rsqrt_schedule(step: int, warmup: float = 10_000) -> float:
     """T5's pre-training rate at `step` (0 for the first): 1 / sqrt(max(step, warmup)) (T5 paper, 3.1.2)."""
     return 1 / math.sqrt(max(step, warmup))
 
@@ -153,8 +156,9 @@ class OpenAIAdam(_PlainOptimizer):
 
     _said_the_end = False
 
-    def __init__(self, params, lr, schedule, warmup, t_total, b1=0.9, b2=0.999, e=1e-8, l2=0,
-                 vector_l2=False, max_grad_norm=-1, **kwargs):
+    def __init__(self, params, lr: float, schedule: str, warmup: float, t_total: int, b1: float = 0.9,
+                 b2: float = 0.999, e: float = 1e-8, l2: float = 0, vector_l2: bool = False, max_grad_norm: float = -1,
+                 **kwargs):
         if kwargs:
             raise BadInput(f"OpenAIAdam: unknown arguments {sorted(kwargs)}")
         super().__init__(params, dict(
@@ -173,7 +177,7 @@ class OpenAIAdam(_PlainOptimizer):
         _require("t_total", group["t_total"], 1, math.inf)
         _require("max_grad_norm", group["max_grad_norm"], -math.inf, math.inf)
 
-    def rates(self):
+    def rates(self) -> list[float]:
         """Return the rate of the last update, of the first one before it: a list, one number for each group.
 
         That is lr * schedule(t / t_total), without Adam's bias correction.
@@ -266,8 +270,9 @@ class Adafactor(_PlainOptimizer):
         BadInput: an argument out of range.
     """
 
-    def __init__(self, params, lr=1e-3, multiply_by_parameter_scale=True, min_dim_size_to_factor=128,
-                 clipping_threshold=1.0, epsilon1=1e-30, epsilon2=1e-3):
+    def __init__(self, params, lr=1e-3, multiply_by_parameter_scale: bool = True,
+                 min_dim_size_to_factor: int = 128, clipping_threshold: float = 1.0, epsilon1: float = 1e-30,
+                 epsilon2: float = 1e-3):
         # The function stays out of the groups, so that state_dict() holds plain numbers only.
         self.rate_at = lr if callable(lr) else None
         super().__init__(params, dict(
@@ -289,7 +294,7 @@ class Adafactor(_PlainOptimizer):
     def __getstate__(self):
         return super().__getstate__() | {"rate_at": self.rate_at}  # a deep copy keeps its schedule
 
-    def rates(self):
+    def rates(self) -> list[float]:
         """Return the rate of the last update, of the first one before it: a list, one number for each group.
 
         That is `lr`, not yet multiplied by the parameter's scale.

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import fast.gpt
 import opt
+from fast.memory import give_back_free_pages
 from formats import gpt_vocabulary
 from formats.errors import BadInput, warn
 from formats.files import write_atomically, write_bytes
@@ -202,16 +203,18 @@ def load_data(args, folder):
 
 
 def main(argv=None):
-    """Run what the options ask for; see the top of this file."""
+    """Run what the options ask for, see the top of this file; return a loop.Outcome."""
     args = parse_args(argv)
     world = distributed.join(args.device)
     n_positions = check_args(args, world)
     with runs.alone(args, world, os.path.join(args.model_dir, VOCABULARY[0])):
-        run(args, world, n_positions)
+        outcome = run(args, world, n_positions)
+    give_back_free_pages()
+    return outcome
 
 
 def run(args, world, n_positions):
-    """Train and write the model, with options that are checked; see check_args."""
+    """Train and write the model, with options that are checked, see check_args; return a loop.Outcome."""
     start = runs.starting_parameters(args)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
@@ -271,6 +274,7 @@ def run(args, world, n_positions):
         export_openai_model(model, args.model_dir)
         pretraining.print_ending(args, "train.py", f" --n_embd {args.n_embd} --n_head {args.n_head} --n_layer "
                                  f"{args.n_layer} --n_transfer {args.n_layer} --n_ctx {n_positions} --afn {args.afn}")
+    return loop.outcome(args, model, encoder, world, model_dir=args.model_dir)
 
 
 def sum_of_losses(args, model, x, n_vocab):

@@ -25,6 +25,7 @@ import torch
 import fast.t5
 import loss
 import opt
+from fast.memory import give_back_free_pages
 from formats import progress, t5_vocabulary
 from formats.errors import BadInput, is_first_process
 from formats.files import write_bytes
@@ -133,7 +134,7 @@ def load_data(args, folder, tokens_length):
     Returns:
         encoder: a SentencePieceEncoder. train, held_out: int32 [n, tokens_length], raw token ids.
     """
-    lines = list(corpus.read_lines(args.text))
+    lines = [part for part, _ in corpus.read_parts(args.text)]
     if not lines:
         raise BadInput(f"{', '.join(args.text)}: nothing but blank lines; give some text")
     source = pretraining.source_folder(args, ["spiece.model"])
@@ -165,16 +166,18 @@ def mean_loss(args, model, src, targets, z_loss=0.0):
 
 
 def main(argv=None):
-    """Run what the options ask for; see the top of this file."""
+    """Run what the options ask for, see the top of this file; return a loop.Outcome."""
     args = parse_args(argv)
     world = distributed.join(args.device)
     tokens_length, _ = check_args(args, world)
     with runs.alone(args, world, os.path.join(args.model_dir, "spiece.model")):
-        run(args, world, tokens_length)
+        outcome = run(args, world, tokens_length)
+    give_back_free_pages()
+    return outcome
 
 
 def run(args, world, tokens_length):
-    """Train and write the model, with options that are checked; see check_args."""
+    """Train and write the model, with options that are checked, see check_args; return a loop.Outcome."""
     start = runs.starting_parameters(args)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
@@ -227,6 +230,7 @@ def run(args, world, tokens_length):
         write_bytes(os.path.join(args.model_dir, "spiece.model"), vocabulary["spiece.model"])
         export_t5_model(model, args.model_dir)
         pretraining.print_ending(args, "train_t5.py")
+    return loop.outcome(args, model, encoder, world, model_dir=args.model_dir)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from formats.errors import BadInput
-from t5_pytorch import EOS, PAD, START, require_finite
+from t5_pytorch import EOS, PAD, START, T5, require_finite
+
+__all__ = ["Decoder", "beam_search", "evaluation_mode", "generate", "sample"]
 
 STOP_EVERY = 8  # tokens between two questions to `stop`
 LARGEST_PENALTY = 1e30  # scores divided by it are still float32 numbers that can be told apart
@@ -29,13 +31,13 @@ class Decoder:
         model: a T5; src: int [b, s]; mask: bool [b, s] or None; length: most positions; beams: n.
     """
 
-    def __init__(self, model, src, mask, length, beams=1):
+    def __init__(self, model: T5, src: torch.Tensor, mask: torch.Tensor | None, length: int, beams: int = 1):
         self.model = model
         self.memory = model.encode(src, mask).repeat_interleave(beams, 0)               # [b, s, d] -> [bn, s, d]
         self.memory_mask = None if mask is None else mask.repeat_interleave(beams, 0)
         self.tokens = src.new_empty(len(src), beams, 0, dtype=torch.int64)
 
-    def step(self, tokens, parents=None):
+    def step(self, tokens: torch.Tensor, parents: torch.Tensor | None = None) -> torch.Tensor:
         """Read one more token per beam.
 
         Args:
@@ -53,7 +55,7 @@ class Decoder:
 
 
 @contextlib.contextmanager
-def evaluation_mode(model):
+def evaluation_mode(model: torch.nn.Module):
     """No gradients and no dropout; afterwards every module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -70,7 +72,7 @@ def _require(name, value, fits, allowed):
         raise BadInput(f"{name} is {value}, expected {allowed}")
 
 
-def require_sampling(temperature, top_k, top_p):
+def require_sampling(temperature: float, top_k: int, top_p: float):
     """Raise BadInput for arguments of `sample` that are out of range, or mean nothing at temperature 0."""
     _require("temperature", temperature, 0 <= temperature < math.inf, "0 or more")
     _require("top_k", top_k, top_k >= 0, "0 (all) or more")
@@ -96,7 +98,8 @@ def _prefix_ids(prefix, src):
     return prefix.expand(len(src), -1)
 
 
-def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
+def sample(logits: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+           generator: torch.Generator | None = None) -> torch.Tensor:
     """Draw one id per row.
 
     Args:
@@ -119,8 +122,9 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     return ids.gather(1, drawn).squeeze(1)
 
 
-def generate(model, src, mask=None, max_length=None, temperature=0.0, top_k=0, top_p=1.0, generator=None,
-             decoder=None, prefix=None, stop=None):
+def generate(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, max_length: int | None = None,
+             temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, generator: torch.Generator | None = None,
+             decoder=None, prefix=None, stop=None) -> torch.Tensor:
     """Greedy decoding, or sampling with temperature > 0 (TF function `sample_autoregressive`).
 
     Ends when every row has an EOS or max_length is reached.
@@ -163,8 +167,9 @@ def generate(model, src, mask=None, max_length=None, temperature=0.0, top_k=0, t
     return torch.cat([prefix, *ids], 1)  # outside of inference mode: a tensor that a loss accepts
 
 
-def beam_search(model, src, mask=None, max_length=None, beams=4, alpha=0.6, decoder=None, n_best=1,
-                return_scores=False, prefix=None):
+def beam_search(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, max_length: int | None = None,
+                beams: int = 4, alpha: float = 0.6, decoder=None, n_best: int = 1, return_scores: bool = False,
+                prefix=None) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Beam search as the original's (TF function `beam_search`; other libraries' differ).
 
     A hypothesis of n tokens, EOS included, scores log probability / ((5 + n) / 6)^alpha. Each step

@@ -38,7 +38,11 @@ from formats.t5_files import (  # noqa: F401 (offered from here too)
     load_t5_pretrained_model,
     read_t5_config,
 )
-from formats.tensor_files import strip_wrappers
+from formats.tensor_files import is_true, strip_wrappers
+
+# without Attention and Block, so that `from t5_pytorch import *` leaves those of model_pytorch as they are
+__all__ = ["EOS", "PAD", "START", "T5", "T5_CONFIGS", "DenseReluDense", "RMSNorm", "SequenceDropout", "Stack",
+           "export_t5_model", "load_t5_pretrained_model", "read_t5_config", "relative_position_bucket", "shift_right"]
 
 
 class Dense(nn.Module):
@@ -49,7 +53,7 @@ class Dense(nn.Module):
             that is cut at two of them.
     """
 
-    def __init__(self, n_in, n_out, std, truncated=False):
+    def __init__(self, n_in: int, n_out: int, std: float, truncated: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
         if truncated:
@@ -57,22 +61,31 @@ class Dense(nn.Module):
         else:
             nn.init.normal_(self.weight, std=std)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
         return F.linear(x, self.weight)                                         # [..., in] x [in, out] -> [..., out]
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        n_out, n_in = self.weight.shape
+        return f"n_in={n_in}, n_out={n_out}"
 
 
 class RMSNorm(nn.Module):
     """x * rsqrt(mean(x^2) + epsilon) * scale: no mean subtracted, no bias (TF function `rms_norm`)."""
 
-    def __init__(self, dim, epsilon=EPSILON):
+    def __init__(self, dim: int, epsilon: float = EPSILON):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(dim))
         self.epsilon = epsilon
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., d] -> [..., d]."""
         return F.rms_norm(x, self.scale.shape, self.scale, self.epsilon)
+
+    def extra_repr(self) -> str:
+        """Width and epsilon."""
+        return f"{len(self.scale)}, epsilon={self.epsilon:g}"
 
 
 class SequenceDropout(nn.Dropout):
@@ -81,14 +94,15 @@ class SequenceDropout(nn.Dropout):
     The noise has no length dimension: what is dropped at one position is dropped at all of them.
     """
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., t, d] -> [..., t, d]; attention weights [b, h, t, j] have one mask for all t queries."""
         if not self.training or self.p == 0:
             return x
         return x * F.dropout(x.new_ones(*x.shape[:-2], 1, x.shape[-1]), self.p)
 
 
-def relative_position_bucket(relative_position, bidirectional, n_buckets=NUM_BUCKETS, max_distance=MAX_DISTANCE):
+def relative_position_bucket(relative_position: torch.Tensor, bidirectional: bool, n_buckets: int = NUM_BUCKETS,
+                             max_distance: int = MAX_DISTANCE) -> torch.Tensor:
     """Map distances to buckets: one each for near ones, then logarithmic up to max_distance (128) and beyond.
 
     TF function `_relative_position_bucket`.
@@ -114,7 +128,7 @@ def relative_position_bucket(relative_position, bidirectional, n_buckets=NUM_BUC
     return offset + torch.where(distance < n_exact, distance.long(), far)
 
 
-def additive(mask, dtype):
+def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """bool [b, j], True = keep -> [b, 1, 1, j], 0 or a large negative number, to be added to scores."""
     return torch.where(mask.bool(), 0.0, masked(dtype)).to(dtype)[:, None, None]
 
@@ -135,7 +149,7 @@ class Attention(nn.Module):
             [buckets, heads] of the stack, which only its first block owns; None in the others.
     """
 
-    def __init__(self, dim, heads, dim_head, dropout, relative_bias=None):
+    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float, relative_bias=None):
         super().__init__()
         self.heads = heads
         self.q = Dense(dim, heads * dim_head, std=(dim * dim_head) ** -0.5)
@@ -149,7 +163,7 @@ class Attention(nn.Module):
             limit = (6 / (heads + num_buckets)) ** 0.5  # glorot uniform
             nn.init.uniform_(self.relative_attention_bias.weight, -limit, limit)
 
-    def compute_bias(self, length, bidirectional):
+    def compute_bias(self, length, bidirectional: bool) -> torch.Tensor:
         """The relative bias of each query and memory position, [1, h, t, t] (TF function `compute_bias`)."""
         table, position = self.relative_attention_bias, torch.arange(length, device="cpu")
         # On the CPU: the rounding is known there.
@@ -158,7 +172,7 @@ class Attention(nn.Module):
         bias = table(bucket.to(table.weight.device))                            # [t, t, h]
         return bias.permute(2, 0, 1)[None]
 
-    def forward(self, x, memory, bias=None):
+    def forward(self, x: torch.Tensor, memory: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Attend from x to memory.
 
         Args:
@@ -175,11 +189,15 @@ class Attention(nn.Module):
         a = self.dropout(scores.softmax(-1)) @ v                                # [b, h, t, j] x [b, h, j, k]
         return self.o(a.transpose(1, 2).flatten(2))                             # -> [b, t, h, k] -> [b, t, h*k]
 
+    def extra_repr(self) -> str:
+        """The number of heads."""
+        return f"heads={self.heads}"
+
 
 class DenseReluDense(nn.Module):
     """Feed-forward layer: wo(relu(wi(x))), or wo(gelu(wi_0(x)) * wi_1(x)) (TF class `DenseReluDense`)."""
 
-    def __init__(self, dim, d_ff, dropout, kind):
+    def __init__(self, dim: int, d_ff: int | None, dropout: float, kind: str):
         super().__init__()
         self.gated = kind == "gated-gelu"
         for name in ("wi_0", "wi_1") if self.gated else ("wi",):
@@ -187,7 +205,7 @@ class DenseReluDense(nn.Module):
         self.wo = Dense(d_ff, dim, std=d_ff ** -0.5, truncated=True)
         self.dropout = SequenceDropout(dropout)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, t, d] -> [b, t, d]."""
         if self.gated:
             hidden = F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x)    # [b, t, d] -> [b, t, f]
@@ -195,17 +213,21 @@ class DenseReluDense(nn.Module):
             hidden = F.relu(self.wi(x))
         return self.wo(self.dropout(hidden))
 
+    def extra_repr(self) -> str:
+        """The kind of activation."""
+        return "gated-gelu" if self.gated else "relu"
+
 
 class SelfAttentionLayer(nn.Module):
     """x + dropout(attention(norm(x))) over x itself."""
 
-    def __init__(self, dim, heads, dim_head, dropout, relative_bias, epsilon=EPSILON):
+    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float, relative_bias, epsilon: float = EPSILON):
         super().__init__()
         self.layer_norm = RMSNorm(dim, epsilon)
         self.SelfAttention = Attention(dim, heads, dim_head, dropout, relative_bias)
         self.dropout = SequenceDropout(dropout)
 
-    def forward(self, x, bias):
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [b, t, d] -> [b, t, d]; bias: as Attention's."""
         y = self.layer_norm(x)
         return x + self.dropout(self.SelfAttention(y, y, bias))
@@ -214,13 +236,13 @@ class SelfAttentionLayer(nn.Module):
 class CrossAttentionLayer(nn.Module):
     """x + dropout(attention(norm(x))) over the encoder's output; there is no relative bias here."""
 
-    def __init__(self, dim, heads, dim_head, dropout, epsilon=EPSILON):
+    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float, epsilon: float = EPSILON):
         super().__init__()
         self.layer_norm = RMSNorm(dim, epsilon)
         self.EncDecAttention = Attention(dim, heads, dim_head, dropout)
         self.dropout = SequenceDropout(dropout)
 
-    def forward(self, x, memory, bias=None):
+    def forward(self, x: torch.Tensor, memory: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [b, t, d], memory [b, s, d], bias [b, 1, 1, s] or None -> [b, t, d]."""
         return x + self.dropout(self.EncDecAttention(self.layer_norm(x), memory, bias))
 
@@ -228,13 +250,13 @@ class CrossAttentionLayer(nn.Module):
 class FeedForwardLayer(nn.Module):
     """x + dropout(feed_forward(norm(x)))."""
 
-    def __init__(self, dim, d_ff, dropout, kind, epsilon=EPSILON):
+    def __init__(self, dim: int, d_ff: int | None, dropout: float, kind: str, epsilon: float = EPSILON):
         super().__init__()
         self.layer_norm = RMSNorm(dim, epsilon)
         self.DenseReluDense = DenseReluDense(dim, d_ff, dropout, kind)
         self.dropout = SequenceDropout(dropout)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, t, d] -> [b, t, d]."""
         return x + self.dropout(self.DenseReluDense(self.layer_norm(x)))
 
@@ -242,14 +264,16 @@ class FeedForwardLayer(nn.Module):
 class Block(nn.Module):
     """Two layers in the encoder, three in the decoder (TF scope `block_000`)."""
 
-    def __init__(self, dim, heads, dim_head, d_ff, dropout, kind, is_decoder, relative_bias, epsilon=EPSILON):
+    def __init__(self, dim: int, heads: int, dim_head: int, d_ff: int | None, dropout: float, kind: str,
+                 is_decoder: bool, relative_bias, epsilon: float = EPSILON):
         super().__init__()
         self.layer = nn.ModuleList([SelfAttentionLayer(dim, heads, dim_head, dropout, relative_bias, epsilon)])
         if is_decoder:
             self.layer.append(CrossAttentionLayer(dim, heads, dim_head, dropout, epsilon))
         self.layer.append(FeedForwardLayer(dim, d_ff, dropout, kind, epsilon))
 
-    def forward(self, x, bias, memory=None, memory_bias=None):
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None, memory: torch.Tensor | None = None,
+                memory_bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [b, t, d] -> [b, t, d]; memory: [b, s, d], the encoder's output, in a decoder; biases: as Attention's."""
         x = self.layer[0](x, bias)
         if memory is not None:
@@ -260,8 +284,8 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Encoder or decoder: blocks, then a norm; the first block's bias table serves them all."""
 
-    def __init__(self, dim, depth, heads, dim_head, d_ff, dropout, kind, is_decoder,
-                 relative_bias=(NUM_BUCKETS, MAX_DISTANCE), epsilon=EPSILON):
+    def __init__(self, dim: int, depth: int, heads: int, dim_head: int, d_ff: int | None, dropout: float, kind: str,
+                 is_decoder: bool, relative_bias=(NUM_BUCKETS, MAX_DISTANCE), epsilon: float = EPSILON):
         super().__init__()
         self.is_decoder = is_decoder
         self.block = nn.ModuleList([
@@ -270,7 +294,8 @@ class Stack(nn.Module):
         self.final_layer_norm = RMSNorm(dim, epsilon)
         self.dropout = SequenceDropout(dropout)
 
-    def forward(self, x, mask=None, memory=None, memory_mask=None):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, memory: torch.Tensor | None = None,
+                memory_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Run all positions of a batch.
 
         Args:
@@ -296,7 +321,7 @@ class Stack(nn.Module):
         x = self.dropout(self.final_layer_norm(x))
         return x if mask is None else x * mask[..., None].bool()                # as the original zeroes padding
 
-    def require_mask(self, mask, x):
+    def require_mask(self, mask: torch.Tensor | None, x: torch.Tensor):
         """Raise BadInput unless mask is None or has the shape [batch, length] of x [b, t, d]."""
         if mask is not None and mask.shape != x.shape[:2]:
             raise BadInput(f"a mask of the {'target' if self.is_decoder else 'source'} has the shape "
@@ -335,10 +360,12 @@ class T5(nn.Module):
         BadInput: naming the argument that does not fit.
     """
 
-    def __init__(self, dim=768, enc_num_tokens=512, enc_depth=6, enc_heads=12, enc_dim_head=64,
-                 enc_mlp_mult=4, dec_num_tokens=512, dec_depth=6, dec_heads=12, dec_dim_head=64,
-                 dec_mlp_mult=4, dropout=0., tie_token_emb=True, *, tie_logits=True, feed_forward="relu",
-                 d_ff=None, scale_logits=None, num_buckets=NUM_BUCKETS, max_distance=MAX_DISTANCE, epsilon=EPSILON):
+    def __init__(self, dim: int = 768, enc_num_tokens: int = 512, enc_depth: int = 6, enc_heads: int = 12,
+                 enc_dim_head: int = 64, enc_mlp_mult: int = 4, dec_num_tokens: int = 512, dec_depth: int = 6,
+                 dec_heads: int = 12, dec_dim_head: int = 64, dec_mlp_mult: int = 4, dropout: float = 0.,
+                 tie_token_emb: bool = True, *, tie_logits: bool = True, feed_forward: str = "relu",
+                 d_ff: int | None = None, scale_logits: bool | None = None, num_buckets: int = NUM_BUCKETS,
+                 max_distance: int = MAX_DISTANCE, epsilon: float = EPSILON):
         super().__init__()
         if tie_token_emb and enc_num_tokens != dec_num_tokens:
             raise BadInput(f"tie_token_emb is True, but enc_num_tokens is {enc_num_tokens} and dec_num_tokens "
@@ -370,7 +397,7 @@ class T5(nn.Module):
         self.register_load_state_dict_pre_hook(strip_wrappers)
 
     @classmethod
-    def from_pretrained(cls, name, revision=None):
+    def from_pretrained(cls, name: str, revision: str | None = None):
         """Return a model with the weights and sizes of a folder or of a repository on the Hub, in evaluation mode.
 
         Its encoder: text_utils.SentencePieceEncoder.from_folder.
@@ -387,15 +414,17 @@ class T5(nn.Module):
         load_t5_pretrained_model(model, path)
         return model.eval()
 
-    def embed_source(self, src):
-        """int [b, s] -> [b, s, d]."""
+    def embed_source(self, src: torch.Tensor) -> torch.Tensor:
+        """int [b, s] -> [b, s, d]. Raises BadInput: see require_ids."""
+        require_ids("src", src, (self.shared if self.tie_token_emb else self.encoder.embedding).num_embeddings)
         return self.shared(src) if self.tie_token_emb else self.encoder.embedding(src)
 
-    def embed_target(self, tgt):
-        """int [b, t] -> [b, t, d]."""
+    def embed_target(self, tgt: torch.Tensor) -> torch.Tensor:
+        """int [b, t] -> [b, t, d]. Raises BadInput: see require_ids."""
+        require_ids("tgt", tgt, (self.shared if self.tie_token_emb else self.decoder.embedding).num_embeddings)
         return self.shared(tgt) if self.tie_token_emb else self.decoder.embedding(tgt)
 
-    def logits(self, x):
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
         """The decoder's output [b, t, d] -> logits [b, t, v]; it is scaled by dim^-0.5 where they are tied."""
         if self.scale_logits:
             x = x * self.dim ** -0.5
@@ -403,13 +432,13 @@ class T5(nn.Module):
             return self.decoder.logits(x)
         return F.linear(x, self.logits_weight())                                # [b, t, d] x [d, v]
 
-    def logits_weight(self):
+    def logits_weight(self) -> torch.Tensor:
         """The matrix [v, d] that the logits are made with."""
         if not self.tie_logits:
             return self.decoder.logits.weight
         return self.shared.weight if self.tie_token_emb else self.decoder.embedding.weight
 
-    def encode(self, src, mask=None):
+    def encode(self, src: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Run the encoder.
 
         Args:
@@ -421,7 +450,8 @@ class T5(nn.Module):
         """
         return require_finite(self.encoder(self.embed_source(src), mask))
 
-    def forward(self, src, tgt, mask=None, tgt_mask=None):
+    def forward(self, src: torch.Tensor, tgt: torch.Tensor, mask: torch.Tensor | None = None,
+                tgt_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Predict, at each target position, the next token.
 
         Args:
@@ -438,7 +468,23 @@ class T5(nn.Module):
         return self.logits(require_finite(self.decoder(self.embed_target(tgt), tgt_mask, memory, mask)))
 
 
-def require_finite(x):
+def require_ids(name: str, ids: torch.Tensor, n: int) -> None:
+    """Refuse what is no int [batch, length] of token ids 0 to n - 1.
+
+    Raises:
+        BadInput: naming the argument, what it is and what was expected.
+    """
+    if not hasattr(ids, "dim"):
+        raise BadInput(f"{name} is {type(ids).__name__}, expected a tensor: torch.as_tensor makes one of an array")
+    if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
+        raise BadInput(f"{name} is {str(ids.dtype).removeprefix('torch.')} {list(ids.shape)}, expected int [batch, "
+                       "length]")
+    if is_true(((ids < 0) | (ids >= n)).any()):
+        raise BadInput(f"{name} has token ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {n - 1}; "
+                       f"padding is {PAD}, and a label of -100 is no token")
+
+
+def require_finite(x: torch.Tensor) -> torch.Tensor:
     """Return x, after a look at it where it was computed in float16, whose largest number is 65504.
 
     Raises:
@@ -453,7 +499,7 @@ def require_finite(x):
     return x
 
 
-def shift_right(targets):
+def shift_right(targets: torch.Tensor) -> torch.Tensor:
     """What the decoder reads while it predicts `targets`: START first, then each token but the last.
 
     The first padding position gets 0, not the last token (TF function `autoregressive_inputs`).

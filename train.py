@@ -21,18 +21,18 @@ import torch
 import analysis
 import fast.gpt
 import opt
+from fast.memory import give_back_free_pages
 from formats.errors import BadInput, warn
 from formats.gpt_files import WHERE_FROM, read_pretrained
 from formats.hub import local_folder
 from loss import double_head_loss
 from model_pytorch import DoubleHeadModel, load_openai_pretrained_model
+from tasks.layout import SPECIAL, longest, transform_roc
 from text_utils import TextEncoder
 from training import distributed, finetuning, loop, options, runs
 from utils import OneLineParser, encode_dataset, require_ranges, run_script
 
 VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")
-SPECIAL = ("_start_", "_delimiter_", "_classify_")
-
 
 def parse_args(argv):
     """Return the options; see --help."""
@@ -107,50 +107,6 @@ def check_args(args, world):
     return released.n_vocab
 
 
-def fit(story, endings, max_len, n_ctx):
-    """Cut a story and its endings to max_len tokens each; where they still do not fit into n_ctx, more.
-
-    Only a run that goes on, or starts from another's parameters, has a given n_ctx which they may not fit. There the
-    endings keep up to half of it, and the story the rest.
-    """
-    if len(story[:max_len]) + max(len(ending[:max_len]) for ending in endings) + 3 > n_ctx:
-        endings = [ending[:n_ctx // 2 - 2] for ending in endings]
-        story = story[:n_ctx - 3 - max(map(len, endings))]
-    return story[:max_len], [ending[:max_len] for ending in endings]
-
-
-def transform_roc(X1, X2, X3, max_len, n_ctx, n_vocab):
-    """Lay out cloze examples for the model (TF function `transform_roc`).
-
-    Each gives two sequences: _start_ story[:max_len] _delimiter_ ending[:max_len] _classify_.
-
-    Args:
-        X1, X2, X3: token ids of the stories, the first and the second endings.
-        max_len: tokens of a story or an ending that are kept.
-        n_ctx: length of a sequence; shorter ones are padded with token 0, longer ones cut, see fit.
-        n_vocab: tokens; the three special tokens come right after, then the positions.
-    Returns:
-        X: int32 [n, 2, n_ctx, 2], token ids and position ids. M: float32 [n, 2, n_ctx], 1 at tokens, 0 at padding.
-    """
-    start, delimiter, classify = range(n_vocab, n_vocab + len(SPECIAL))
-    X = np.zeros((len(X1), 2, n_ctx, 2), dtype=np.int32)
-    M = np.zeros((len(X1), 2, n_ctx), dtype=np.float32)
-    X[..., 1] = np.arange(n_ctx) + n_vocab + len(SPECIAL)
-    for i, (story, *endings) in enumerate(zip(X1, X2, X3, strict=True)):
-        story, endings = fit(story, endings, max_len, n_ctx)
-        for k, ending in enumerate(endings):
-            tokens = [start, *story, delimiter, *ending, classify]
-            X[i, k, :len(tokens), 0] = tokens
-            M[i, k, :len(tokens)] = 1
-    return X, M
-
-
-def longest(splits, max_len):
-    """Return how many positions the longest sequence of the splits (X1, X2, X3, ...) needs, with 3 special tokens."""
-    return 3 + max(len(x1[:max_len]) + max(len(x2[:max_len]), len(x3[:max_len]))
-                   for X1, X2, X3, *_ in splits for x1, x2, x3 in zip(X1, X2, X3, strict=True))
-
-
 def load_data(args, encoder, n_ctx=None):
     """Read and encode the data set.
 
@@ -194,21 +150,23 @@ def training_loss(args, model, x, m, y):
 def task_logits(args, model, x):
     """The task logits of a batch, [b, c]: by the plain text or by fast.gpt."""
     if args.plain:
-        return model.task_head(model.transformer(x), x)
+        return model.task_logits(x)
     return fast.gpt.task_logits(model, x)
 
 
 def main(argv=None):
-    """Run what the options ask for; see the top of this file."""
+    """Run what the options ask for, see the top of this file; return a loop.Outcome."""
     args = parse_args(argv)
     world = distributed.join(args.device)
     n_vocab_pretrained = check_args(args, world)
     with runs.alone(args, world):
-        run(args, world, n_vocab_pretrained)
+        outcome = run(args, world, n_vocab_pretrained)
+    give_back_free_pages()
+    return outcome
 
 
 def run(args, world, n_vocab_pretrained):
-    """Train and predict, with options that are checked; see check_args."""
+    """Train and predict, with options that are checked, see check_args; return a loop.Outcome."""
     start = runs.starting_parameters(args)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
@@ -222,7 +180,7 @@ def run(args, world, n_vocab_pretrained):
         encoder.encoder[name] = len(encoder.encoder)
     splits, n_ctx = load_data(args, encoder, start and runs.n_positions(start, n_vocab + len(SPECIAL)))
     data = [[torch.from_numpy(array).to(world.device) for array in split] for split in splits]
-    (trX, trM, trY), (vaX, _, vaY), (teX, _, _) = data
+    (trX, trM, trY), (vaX, _, vaY), (teX, _, teY) = data
     n_updates_total = loop.updates_per_epoch(len(trX), args) * args.n_iter
 
     model = DoubleHeadModel(args, encoder.encoder["_classify_"], "multiple_choice",
@@ -253,10 +211,10 @@ def run(args, world, n_vocab_pretrained):
     for array in (*splits[0], *splits[1]):
         fingerprint = zlib.crc32(np.ascontiguousarray(array).tobytes(), fingerprint)
     loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
-    if args.submit:
-        path = finetuning.submit(args, model, world, lambda: logits("test"))
-        if args.analysis and world.is_first:
-            analysis.REPORTS[args.dataset](args.data_dir, path, loop.paths(args)["log"])
+    outcome = finetuning.finish(args, model, encoder, world, lambda: logits("test"), teY)
+    if args.analysis and world.is_first:
+        analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
+    return outcome
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import analysis
 import fast.t5
 import loss
 import opt
+from fast.memory import give_back_free_pages
 from formats import t5_vocabulary
 from formats.errors import BadInput, warn
 from formats.hub import local_folder
@@ -144,16 +145,18 @@ def target_log_probs(args, model, src, candidates):
 
 
 def main(argv=None):
-    """Run what the options ask for; see the top of this file."""
+    """Run what the options ask for, see the top of this file; return a loop.Outcome."""
     args = parse_args(argv)
     world = distributed.join(args.device)
     check_args(args, world)
     with runs.alone(args, world):
-        run(args, world)
+        outcome = run(args, world)
+    give_back_free_pages()
+    return outcome
 
 
 def run(args, world):
-    """Train and predict, with options that are checked; see check_args."""
+    """Train and predict, with options that are checked, see check_args; return a loop.Outcome."""
     start = runs.starting_parameters(args)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
@@ -203,15 +206,14 @@ def run(args, world):
     orders = loop.draw_orders(args.n_iter, len(sources[0]))
     fingerprint = zlib.crc32(repr((sources[:2], trY.tolist(), vaY.tolist())).encode())
     loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
-    finetuning.load_best(args, model, world)
-    if world.is_first:
+    outcome = finetuning.finish(args, model, encoder, world, lambda: logits("test"), splits[2][3])
+    if world.is_first:  # finish has put the best parameters into the model
         folder = os.path.dirname(loop.paths(args)["best"])
         copy_t5_vocabulary(args.model_dir, folder)
         export_t5_model(model, folder)
-    if args.submit:
-        path = finetuning.submit(args, model, world, lambda: logits("test"))
-        if args.analysis and world.is_first:
-            analysis.REPORTS[args.dataset](args.data_dir, path, loop.paths(args)["log"])
+    if args.analysis and world.is_first:
+        analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
+    return outcome
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ from formats import progress, streams
 from formats.errors import BadInput, MissingInput
 from formats.files import make_path, write_atomically  # noqa: F401 (make_path is the original's name here)
 
+__all__ = ["OneLineParser", "ResultLogger", "Stopped", "encode_dataset", "iter_data", "make_path", "read_log",
+           "require_ranges", "run_script", "select_device"]
+
 
 class Stopped(Exception):
     """The user or the system asked a run to end, and it did so in order; the message says how to go on."""
@@ -82,7 +85,7 @@ def _status(main, argv, script):
     return 0
 
 
-def require_ranges(args, ranges):
+def require_ranges(args: argparse.Namespace, ranges: dict) -> None:
     """Check numeric options before any work starts.
 
     Args:
@@ -112,17 +115,18 @@ def encode_dataset(*splits, encoder):
     Returns:
         The same structure with ids in place of strings.
     """
-    if len(splits) == 1 and len(splits[0]) and not isinstance(splits[0][0][0], (str, int, np.integer)):
+    if len(splits) == 1 and len(splits[0]) and isinstance(splits[0][0][0], (list, tuple, np.ndarray)):
         splits = splits[0]
 
     def encoded(field):
-        is_text = len(field) and isinstance(field[0], str)
+        is_text = not isinstance(field, np.ndarray) and any(isinstance(text, str) for text in field)
         return encoder.encode(field) if is_text else field
 
     return [[encoded(field) for field in split] for split in splits]
 
 
-def iter_data(*datas, n_batch=128, truncate=False, verbose=False, max_batches=float("inf")):
+def iter_data(*datas, n_batch: int = 128, truncate: bool = False, verbose: bool = False,
+              max_batches: float = float("inf")):
     """Yield aligned batches of several arrays of equal length.
 
     Args:
@@ -132,8 +136,16 @@ def iter_data(*datas, n_batch=128, truncate=False, verbose=False, max_batches=fl
         max_batches: stop after that many.
     Yields:
         One array when one was given, else a tuple of arrays.
+    Raises:
+        BadInput: no arrays, arrays of different lengths, or n_batch is not 1 or more.
     """
-    n = len(datas[0])
+    lengths = [len(data) for data in datas]
+    if len(set(lengths)) != 1:
+        raise BadInput(f"iter_data got arrays of {', '.join(map(str, lengths)) or 'no'} rows, expected one or more "
+                       "arrays of the same number")
+    if n_batch < 1:
+        raise BadInput(f"n_batch is {n_batch}, expected 1 or more")
+    n = lengths[0]
     if truncate:
         n = n // n_batch * n_batch
     starts = range(0, n, n_batch)
@@ -193,7 +205,7 @@ def reached_epoch(path, n_epochs):
     return None
 
 
-def read_log(path):
+def read_log(path: str) -> list[dict]:
     """Return the parsed lines of a ResultLogger file; a last line cut short by a crash is left out.
 
     Raises:
@@ -216,7 +228,7 @@ def read_log(path):
     return lines
 
 
-def select_device(name):
+def select_device(name: str) -> torch.device:
     """Return the torch.device for an option 'auto', 'cpu' or 'cuda' ('auto': CUDA where there is one).
 
     Raises:

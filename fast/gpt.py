@@ -157,16 +157,23 @@ def lm_token_scale(m):
     return m / (m.sum(1, keepdim=True).clamp(min=torch.finfo(m.dtype).tiny) * len(m))
 
 
+def _tensor(value, model):
+    """A tensor as it is; of an array or a list a tensor where the model is."""
+    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device=next(model.parameters()).device)
+
+
 def losses(model, x, m, y, lm_coef):
     """The training loss of a DoubleHeadModel with any head, without computing padding.
 
     Args:
         x: int [b, c, t, 2] (or [b, t, 2] for a classifier); m: [b, c, t] (or [b, t]), 1 at tokens the language model
-            learns from; y: see loss.task_losses; lm_coef: weight of the language-model loss.
+            learns from; y: see loss.task_losses; lm_coef: weight of the language-model loss. x, m and y may be NumPy
+            arrays too.
     Returns:
         train_loss: mean_task_loss + lm_coef * mean(lm_losses), a scalar.
         clf_losses: [b].
     """
+    x, m, y = (_tensor(value, model) for value in (x, m, y))
     learns = any(torch.is_tensor(weight) and weight.requires_grad for weight in (m, lm_coef))
     if learns or not knows(model) or not x.numel():  # the fast loss has no gradients in the weights of its terms
         return double_head_loss(*model(x), x, m, y, lm_coef)[:2]
@@ -198,7 +205,7 @@ def task_logits(model, x):
     """The task logits of a DoubleHeadModel in evaluation mode, without language-model logits and padding.
 
     Args:
-        x: int [b, c, t, 2] (or [b, t, 2] for a classifier).
+        x: int [b, c, t, 2] (or [b, t, 2] for a classifier), a tensor or a NumPy array.
     Returns:
         [b, c] for multiple choice, else [b, number of classes].
     Raises:
@@ -206,6 +213,7 @@ def task_logits(model, x):
     """
     if model.training or any(isinstance(part, torch.nn.Dropout) and rate(part) for part in model.modules()):
         raise RuntimeError("task_logits is exact only without dropout: call model.eval() first")
+    x = _tensor(x, model)
     if not knows(model) or not x.numel():
         return model(x)[1]
     if isinstance(model.task_head, MultipleChoiceHead):

@@ -26,6 +26,22 @@ def keep_freed_memory():
            (-1, -1))            # M_TRIM_THRESHOLD: the heap never shrinks
 
 
+@contextlib.contextmanager
+def usual_memory():
+    """Undo the two above after the body, where the C library is glibc, and give back what is free.
+
+    glibc has no way to ask for its settings, nor to let it adjust them by itself again: these are the ones to which it
+    adjusts itself in a process that handles large tensors.
+    """
+    try:
+        yield
+    finally:
+        _glibc("mallopt", (-3, 32 << 20),  # M_MMAP_THRESHOLD: where glibc's own adjustment ends
+               (-4, 1 << 16),              # M_MMAP_MAX
+               (-1, 64 << 20))             # M_TRIM_THRESHOLD: twice the first, as there
+        give_back_free_pages()
+
+
 def give_back_free_pages():
     """Return the free pages between this process's blocks to the system, where the C library is glibc.
 

@@ -1,10 +1,15 @@
 """How far a long piece of work is: a bar on a terminal or in a notebook, a few plain lines in a log file."""
 
 import sys
+import warnings
 from time import monotonic
 
-from tqdm.auto import tqdm
+from tqdm.std import TqdmWarning
 from tqdm.std import tqdm as terminal_tqdm
+
+with warnings.catch_warnings():  # a notebook without ipywidgets gets plain lines; nothing is amiss
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
 
 SHORT = 3           # seconds; shorter work says nothing in a log file
 EVERY = 5           # percent between two lines in a log file

@@ -13,7 +13,15 @@ from formats import tf_checkpoint
 from formats.config_files import check_rates, check_sizes, check_values, read_config, write_config
 from formats.errors import BadInput, MissingInput, warn
 from formats.files import write_atomically
-from formats.tensor_files import find_tensor_files, merge_copies, plain_names, read_tensors, require_floats, same
+from formats.tensor_files import (
+    Report,
+    find_tensor_files,
+    merge_copies,
+    plain_names,
+    read_tensors,
+    require_floats,
+    same,
+)
 
 PAD, EOS, START = 0, 1, 0
 IGNORED = -100  # a label that the losses leave out, as F.cross_entropy does
@@ -103,7 +111,7 @@ def load_t5_pretrained_model(model, path, fresh=()):
     if left_out or any(name.startswith("decoder.block.") for name in kept):
         warn(f"{path}: {len(kept)} variables are not in it and stay as they were ({', '.join(kept[:1])}...); "
              f"{len(left_out)} in it are left out ({', '.join(left_out[:1])}...)")
-    return {"loaded": loaded, "fresh": kept, "left_out": left_out}
+    return Report(loaded=loaded, fresh=kept, left_out=left_out)
 
 
 def _read_hub(path, model):

@@ -237,6 +237,24 @@ def require_floats(tensors, path):
                            "expected float32, float16 or bfloat16")
 
 
+def is_true(flag):
+    """The value of a bool tensor, or False where tensors have no values to look at (compiler, vmap, meta device)."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    try:
+        return bool(flag)
+    except (RuntimeError, NotImplementedError):
+        return False
+
+
+class Report(dict):
+    """{what: list of names} about a model that was loaded; a notebook shows how many names, not all of them."""
+
+    def __repr__(self):
+        counts = (f"{what!r}: {len(names)} names" for what, names in self.items())
+        return f"{{{', '.join(counts)}}}"
+
+
 def strip_wrappers(module, state_dict, prefix, *args):
     """Accept a state dict of the model inside nn.DataParallel or torch.compile, or of one with compiled parts.
 

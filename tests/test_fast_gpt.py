@@ -154,6 +154,30 @@ def test_a_mask_of_zeros_for_one_choice_adds_nothing():
     agree(lm.mean(), per_sequence[[i for i in range(10) if i != 2]].sum() / 10, 1e-5)
 
 
+@pytest.mark.parametrize("part, name, value", [("attn", "n_head", 2), ("attn", "scale", False), ("ln_1", "e", 0.5),
+                                               ("ln_2", "e", 0.5)])
+def test_a_setting_changed_afterwards_is_followed(part, name, value):
+    model = enlarge(small_model(), 4)
+    x, m, y = story_batch(1)
+    usual = gpt.losses(model, x, m, y, 0.5)[0].item()
+    for block in model.transformer.h:
+        setattr(block.get_submodule(part), name, value)
+    ours = loss_and_gradients(model, lambda: gpt.losses(model, x, m, y, 0.5)[0])
+    compare(ours, loss_and_gradients(model, lambda: loss.double_head_loss(*model(x), x, m, y, 0.5)[0]), 2e-5)
+    assert abs(ours[0] - usual) > 1e-4
+
+
+@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("kind", HEADS, ids=str)
+def test_a_model_that_lost_blocks_is_followed(kind, left):
+    model = enlarge(small_model(head=kind), 4).eval()
+    model.transformer.h = model.transformer.h[:left]
+    x, m, y = batch_for(kind)
+    with torch.no_grad():
+        agree(gpt.task_logits(model, x), model(x)[1], 1e-5)
+        agree(gpt.losses(model, x, m, y, 0.5)[0], loss.double_head_loss(*model(x), x, m, y, 0.5)[0], 1e-5)
+
+
 def test_weights_of_the_terms_that_learn_get_their_gradients():
     model = enlarge(small_model(), 4)
     x, m, y = story_batch(1)

@@ -121,6 +121,17 @@ def test_the_default_device_changes_nothing():
             assert function(model, src, tgt).item() == want
 
 
+@pytest.mark.parametrize("part, name, value", [
+    ("encoder.block.0.layer.0.SelfAttention", "max_distance", 20), ("encoder.final_layer_norm", "epsilon", 0.5),
+    ("decoder.block.1.layer.1.layer_norm", "epsilon", 5.0), ("", "scale_logits", False)])
+def test_a_setting_changed_afterwards_is_followed(part, name, value):
+    model, (src, tgt) = small_model(), odd_batch(s=70)
+    usual = plain_loss(model, src, tgt, 0.0)
+    setattr(model.get_submodule(part), name, value)
+    want = plain_loss(model, src, tgt, 0.0)
+    assert near(fast_t5.training_loss(model, src, tgt), want, 1e-6) and (want - usual).abs() > 2e-5 * usual
+
+
 def test_a_batch_without_padding_needs_no_mask():
     model = small_model()
     src, tgt = (torch.randint(2, 53, (3, n)) for n in (11, 7))

@@ -1,6 +1,7 @@
 """What train.py and train_t5.py share besides the loop: the task, choosing among endings, the submission."""
 
 import os
+import re
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,10 @@ def check_task_options(args):
 
 def read_splits(args):
     """Return train, valid and test of the data set asked for, each (stories, endings 1, endings 2, labels)."""
-    return DATASETS[args.dataset][0](args.data_dir, n_valid=args.n_valid)
+    try:
+        return DATASETS[args.dataset][0](args.data_dir, n_valid=args.n_valid)
+    except BadInput as error:  # the reader names its argument, which is an option here
+        raise BadInput(re.sub("^n_valid ", "--n_valid ", str(error))) from None
 
 
 def choose(logits_of, n_examples, n_choices, n_batch, world, verbose=False):
@@ -99,17 +103,20 @@ def load_best(args, model, world):
     model.eval()
 
 
-def submit(args, model, world, test_logits):
-    """Predict the test split with the best parameters and write the submission.
+def finish(args, model, encoder, world, test_logits, test_labels):
+    """End a run: put the best parameters into the model and, with --submit, predict the test split and write that.
 
     Args:
-        test_logits: function without arguments returning [n, c] logits of the test split.
+        test_logits: function without arguments returning [n, c] logits of the test split. test_labels: int [n].
     Returns:
-        the path of the submission.
+        see loop.Outcome.
     """
-    path = os.path.join(args.submission_dir, DATASETS[args.dataset][1])
     load_best(args, model, world)
-    predictions = test_logits().argmax(1).tolist()
+    if not args.submit:
+        return loop.outcome(args, model, encoder, world)
+    path = os.path.join(args.submission_dir, DATASETS[args.dataset][1])
+    logits = test_logits()
     if world.is_first:
-        write_submission(path, predictions)
-    return path
+        write_submission(path, logits.argmax(1).tolist())
+    return loop.outcome(args, model, encoder, world, {"test": cost_and_accuracy(logits, test_labels)[1]},
+                        submission=path)

@@ -13,15 +13,16 @@ import math
 import os
 import signal
 import zlib
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart
+from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart, usual_memory
 from formats import progress
 from formats.errors import BadInput, warn
 from formats.files import load_tensors, make_path, remove_leftovers, save_tensors, write_bytes
-from utils import ResultLogger, Stopped
+from utils import ResultLogger, Stopped, read_log
 
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
 FREE_ON_RESUME = {"resume", "submit", "analysis", "save_every", "device", "log_dir", "save_dir", "submission_dir",
@@ -37,6 +38,43 @@ def paths(args):
     return {"log": os.path.join(args.log_dir, f"{args.desc}.jsonl"),
             "best": os.path.join(args.save_dir, args.desc, "best_params"),
             "checkpoint": os.path.join(args.save_dir, args.desc, "checkpoint")}
+
+
+class Outcome(NamedTuple):
+    """What a training run did, for those who call a script's main from Python.
+
+    Attributes:
+        accuracies: {'valid': best validation accuracy, 'test': test accuracy, with --submit}, in percent; empty for
+            pre-training.
+        log: a pandas.DataFrame, one row for each evaluation, its columns those of the log; None in the processes
+            other than the first.
+        paths: {'log', 'best', 'checkpoint', and 'submission' or 'model_dir' where there is one: path}.
+        model: with the parameters that did best, in evaluation mode.
+        encoder: its TextEncoder or SentencePieceEncoder.
+    """
+
+    accuracies: dict
+    log: Any
+    paths: dict
+    model: torch.nn.Module
+    encoder: Any
+
+    def __repr__(self):
+        parts = [f"{name} accuracy {value:.2f} %" for name, value in self.accuracies.items()]
+        if self.log is not None and len(self.log):
+            last = self.log.iloc[-1]
+            parts.insert(0, f"{last['n_updates']:.0f} updates in {last['n_epochs']:.0f} epochs")
+            parts += [f"{name} {last[name]:.4g}" for name in ("va_ppl",) if name in last]
+        return f"Outcome({', '.join([*parts, self.paths['log']])})"
+
+
+def outcome(args, model, encoder, world, accuracies=None, **more_paths):
+    """Return the Outcome of a run that has ended; more_paths: what it wrote besides its log and parameters."""
+    import pandas as pd  # here: pre-training on a server has no other need of it
+    log = pd.DataFrame(read_log(paths(args)["log"])[1:]) if world.is_first else None
+    if log is not None and "va_acc" in log:
+        accuracies = {"valid": float(log["va_acc"].max())} | (accuracies or {})
+    return Outcome(accuracies or {}, log, paths(args) | more_paths, model.eval(), encoder)
 
 
 def autocast(device, precision):
@@ -199,6 +237,9 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
         for path in (file["checkpoint"], file["best"]):
             if not resumed and os.path.isfile(path):  # another run's: never to be taken for this one's
                 os.replace(path, path + ".previous")
+                if path == file["best"]:
+                    warn(f"{path}: of an earlier run called {args.desc}; it is kept as {path}.previous, and the log "
+                         "begins anew")
         for name, data in (files or {}).items():
             write_bytes(os.path.join(os.path.dirname(file["checkpoint"]), name), data)
         keep = (lambda line: line.get("n_updates", 0) <= state["n_updates"]) if resumed else None
@@ -250,8 +291,8 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     towers = range(world.rank, args.n_gpu, world.size)
     lay_large_blocks_apart()
     model.train()
-    with stop_signals() as signals, progress.bar(total=total, initial=state["n_updates"], unit="update", leave=True,
-                                                 show=world.is_first) as bar:
+    shown = dict(total=total, initial=state["n_updates"], unit="update", leave=True, show=world.is_first)
+    with usual_memory(), stop_signals() as signals, progress.bar(**shown) as bar:
         while state["n_updates"] < total:
             epoch, batch = divmod(state["n_updates"], per_epoch)
             if batch == 0 or state["n_updates"] == begin:
