@@ -440,7 +440,26 @@ def _warn_of_wrapped(name, module):
                   "embd_dropout.p = 0")
 
 
-class LMModel(nn.Module):
+class _TiedModel(nn.Module):
+    """A model whose lm_head has the embedding's matrix, and keeps it where torch would make two of one."""
+
+    def _apply(self, fn, recurse=True):
+        return self._still_tied(lambda: super(_TiedModel, self)._apply(fn, recurse))
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):
+        """As nn.Module's, with assign too."""
+        return self._still_tied(lambda: super(_TiedModel, self).load_state_dict(state_dict, strict, assign))
+
+    def _still_tied(self, change):
+        head, embed = getattr(self.lm_head, "decoder", None), getattr(self.transformer, "embed", None)
+        tied = head is not None and embed is not None and getattr(head, "weight", 0) is getattr(embed, "weight", None)
+        result = change()
+        if tied:
+            head.weight = embed.weight
+        return result
+
+
+class LMModel(_TiedModel):
     """The transformer with a language-model head.
 
     forward(x), x int [b, t, 2], returns logits [b, t, v]; with return_probs, probabilities in
@@ -498,7 +517,7 @@ class LMModel(nn.Module):
         return total / max(x[:, 1:, 0].numel(), 1)
 
 
-class DoubleHeadModel(nn.Module):
+class DoubleHeadModel(_TiedModel):
     """The transformer with a language-model head and a task head, as fine-tuned in the paper.
 
     loss.double_head_loss makes the training loss of what forward returns; fast.gpt.losses and

@@ -26,7 +26,7 @@ from fast.known import knows
 from fast.matmul import matmul, matmul_made, matmul_of
 from fast.packing import Packing
 from loss import double_head_loss, mean_task_loss, task_losses, word_loss
-from model_pytorch import MultipleChoiceHead
+from model_pytorch import LMModel, MultipleChoiceHead
 
 
 def conv1d(m, x, source=None):
@@ -129,7 +129,8 @@ def hidden_states(m, x, packing=None, cache=None, only=None):
     """
     if cache is not None and torch.is_grad_enabled():
         raise RuntimeError("a cache of keys and values holds no gradients: call this under torch.no_grad()")
-    m.require_ids(x)
+    if not cache or cache[0].length == 0:  # a token that was generated needs no look, which waits for a GPU
+        m.require_ids(x)
     if packing is not None:
         x = packing.pack(x)                                                  # [b, t, 2] -> [n, 2]
     h, we = look_up(m.embed.weight, x, rate(m.embd_dropout))
@@ -265,7 +266,10 @@ def _choice_logits(model, x):
 def lm_loss(model, x):
     """As LMModel.loss: mean cross entropy over positions 1 .. t-1 of x int [b, t, 2], no padding; a scalar in nats."""
     if not knows(model) or x.size(1) < 2 or not len(x):
-        return model.loss(x)
+        if isinstance(model, LMModel):
+            return model.loss(x)
+        logits = model(x)                                                    # of a wrapper
+        return word_loss(logits, x, logits.size(-1)) / max(x[:, 1:, 0].numel(), 1)
     h, we = hidden_states(model.transformer, x)
     h = h[:, :-1].flatten(0, 1)                                              # [b, t, d] -> [b(t-1), d]
     targets = x[:, 1:, 0].flatten().long()                                   # [b(t-1)]

@@ -269,3 +269,8 @@ def test_a_wrapped_model_gets_the_plain_text():
     x, m, y = story_batch(1)
     loss, _ = fast.gpt.losses(nn.DataParallel(model), x, m, y, 0.5)
     assert torch.equal(loss, double_head_loss(*model(x), x, m, y, 0.5)[0])
+
+
+def test_a_wrapped_language_model_gets_the_plain_text():
+    model = small_lm()
+    assert near(fast.gpt.lm_loss(nn.DataParallel(model), lm_batch()), model.loss(lm_batch()), 1e-6)

@@ -430,3 +430,19 @@ def test_data_parallel(case):
     if case.kind.startswith("gpt"):
         model.load_state_dict(parallel.state_dict())  # with its prefix, as the 2018 port saved it
         assert case.loss(model).item() == pytest.approx(case.loss().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gpt", "gpt double"])
+@pytest.mark.parametrize("change", ["meta and to_empty", "assign", "to meta"])
+def test_the_embedding_stays_the_logits_matrix(kind, change):
+    model = Case(kind).model
+    if change == "assign":
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(state, assign=True)
+    else:
+        model = model.to("meta")
+        model = model.to_empty(device="cpu") if change == "meta and to_empty" else model
+    assert model.lm_head.decoder.weight is model.transformer.embed.weight
+    model.lm_head.decoder.weight = nn.Parameter(model.transformer.embed.weight.detach().clone())  # untied on purpose
+    model.double()
+    assert model.lm_head.decoder.weight is not model.transformer.embed.weight
