@@ -5,7 +5,6 @@
     tokenizer.json                              both in one, as the library `tokenizers` writes it
 """
 
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,6 @@ HUB_FILES = ("vocab.json", "merges.txt")
 TOKENIZER = "tokenizer.json"
 WHERE_FROM = (f"{OPENAI_MODEL}, or give --encoder_path and --bpe_path; pretrain.py makes a vocabulary of "
               "your own")
-RELEASED_SHA256 = "4b2af3f7ac894e28c419fecb682017cd201376ee94870dc2ad912f4965ac881a"  # see is_released
 UNKNOWN = "<unk>"  # its id is 0
 END = "</w>"  # ends the last piece of a word
 # Names that people give to special tokens. No merge makes them, and text never becomes one of them.
@@ -73,12 +71,6 @@ def read_files(encoder_path, bpe_path=None):
         encoder, merges = read_encoder(encoder_path), read_merges(bpe_path)
     _require_a_pair(encoder, merges, encoder_path, bpe_path or encoder_path)
     return encoder, merges
-
-
-def is_released(encoder, merges):
-    """Whether the pieces, ids and merges are those of OpenAI's two files, in whichever form they were read."""
-    content = json.dumps([sorted(encoder.items()), list(merges)])
-    return hashlib.sha256(content.encode()).hexdigest() == RELEASED_SHA256
 
 
 def read_encoder(path):
