@@ -89,7 +89,7 @@ def test_a_damaged_vocabulary_gets_one_line(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"", "no merges"), (b"a b c\n", "line 1"), (b"#version: 0.2\n", "no merges"),
+    (b"", "is empty"), (b"a b c\n", "line 1"),
     (b"#version: 0.2\na b\na\n", "line 3"),
     (b"#version: 0.2\na b c\n", "line 2"), (b"#version: 0.2\n\xff\n", "UTF-8"), (b"version https://git-lfs", "LFS"),
     (b"#version: 0.2\na b\n\nc d\n", "line 3")])
@@ -98,6 +98,13 @@ def test_damaged_merges_get_one_line(tmp_path, content, message):
     with pytest.raises(BadInput, match=message) as caught:
         read_merges(str(tmp_path / "vocab.bpe"))
     assert "vocab.bpe" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_without_merges_is_one_of_a_vocabulary_of_characters(tmp_path, small_vocabulary):
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\n")
+    assert read_merges(str(tmp_path / "vocab.bpe")) == {}
+    with pytest.raises(BadInput, match="0 merges do not make 5 pieces"):
+        TextEncoder(small_vocabulary[0], str(tmp_path / "vocab.bpe"))
 
 
 def test_a_missing_vocabulary_says_where_to_get_it(tmp_path):
