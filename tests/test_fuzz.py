@@ -271,7 +271,7 @@ def read_bpe(folder):
 
 
 def right_merges(loaded, honest):
-    assert loaded and all(len(pair) == 2 and all(pair) for pair in loaded)
+    assert all(len(pair) == 2 and all(pair) for pair in loaded)  # none: a vocabulary of characters alone
     assert sorted(loaded.values()) == list(range(len(loaded)))
 
 
