@@ -10,6 +10,7 @@ import heapq
 import operator
 import re
 import struct
+from collections.abc import Iterable, Iterator
 
 import ftfy
 import sentencepiece
@@ -30,7 +31,7 @@ LONG_TEXT = 100_000  # characters; such a text is named in the progress bar befo
 NEWLINE = "\n "  # spaCy's word for a line break
 
 
-def text_standardize(text):
+def text_standardize(text: str) -> str:
     """Return `text` with dashes, ellipses, accents, signs, newlines and blanks in the form the BPE saw."""
     for old, new in REPLACEMENTS.items():
         text = text.replace(old, new)
@@ -38,7 +39,7 @@ def text_standardize(text):
     return re.sub(r"\s+", lambda blanks: " \n " if "\n" in blanks[0] else " ", text).strip()
 
 
-def split_words(tokenizer, text):
+def split_words(tokenizer, text: str) -> list[str]:
     """Return the lower-cased words of one text after repair and cleaning.
 
     Args:
@@ -50,7 +51,7 @@ def split_words(tokenizer, text):
     return [word.text.lower() for word in tokenizer(text)]
 
 
-def numbered(texts, verbose):
+def numbered(texts: Iterable[str], verbose: bool) -> Iterator[str]:
     """Yield the texts one by one under a progress bar.
 
     Raises:
@@ -69,7 +70,7 @@ def numbered(texts, verbose):
         yield text
 
 
-def whole_numbers(ids):
+def whole_numbers(ids) -> list[int]:
     """Return a list of ids as ints.
 
     Args:
@@ -110,14 +111,14 @@ class TextEncoder:
         MissingInput, BadInput: see formats.gpt_vocabulary.read_files.
     """
 
-    def __init__(self, encoder_path, bpe_path=None):
+    def __init__(self, encoder_path: str, bpe_path: str | None = None):
         self.encoder, self.bpe_ranks = gpt_vocabulary.read_files(encoder_path, bpe_path)
         self.decoder = {i: piece for piece, i in self.encoder.items()}
         self.tokenizer = words.english_tokenizer()
         self.cache = {}  # word -> ids
 
     @classmethod
-    def from_folder(cls, folder):
+    def from_folder(cls, folder: str) -> "TextEncoder":
         """Return the encoder of the vocabulary in a folder, in whichever form it is there.
 
         These are OpenAI's encoder_bpe_40000.json and vocab_40000.bpe, or the Hub's vocab.json and merges.txt, or
@@ -134,7 +135,7 @@ class TextEncoder:
     def __repr__(self):
         return f"{type(self).__name__}({len(self)} tokens, {len(self.bpe_ranks)} merges)"
 
-    def bpe(self, token):
+    def bpe(self, token: str) -> str:
         """Return the pieces of one word, joined by spaces; the last one ends in '</w>'.
 
         The pair of the lowest rank is merged wherever it stands, from left to right, then the next one (Sennrich et
@@ -171,17 +172,17 @@ class TextEncoder:
         # the vocabulary holds the word for a line break as one piece
         return "\n</w>" if pieces == ["\n", " </w>"] else " ".join(pieces)
 
-    def words(self, text):
+    def words(self, text: str) -> list[str]:
         """Return the words of one text, see split_words."""
         return split_words(self.tokenizer, text)
 
-    def word_ids(self, word):
+    def word_ids(self, word: str) -> list[int]:
         """Return the ids of one word. Pieces outside the vocabulary get id 0, `<unk>`."""
         if word not in self.cache:
             self.cache[word] = [self.encoder.get(piece, 0) for piece in self.bpe(word).split(" ")]
         return self.cache[word]
 
-    def encode(self, texts, verbose=True):
+    def encode(self, texts: Iterable[str], verbose: bool = True) -> list[list[int]]:
         """Return one list of ids per text. Pieces outside the vocabulary get id 0, `<unk>`.
 
         Args:
@@ -192,7 +193,7 @@ class TextEncoder:
         """
         return [[i for word in self.words(text) for i in self.word_ids(word)] for text in numbered(texts, verbose)]
 
-    def decode(self, ids):
+    def decode(self, ids) -> str:
         """Return the text of one row of ids: words separated by single spaces, special tokens by name.
 
         Args:
@@ -231,7 +232,7 @@ class SentencePieceEncoder:
         MissingInput, BadInput: absent, damaged, or without T5's pad 0, EOS 1 and unknown 2.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str):
         self.data, n = t5_vocabulary.read(path)
         self.model = self._load(path, self.data)
         self.n_pieces = len(self.model)
@@ -241,7 +242,7 @@ class SentencePieceEncoder:
         self.n_tokens = len(self.model)
 
     @classmethod
-    def from_folder(cls, folder):
+    def from_folder(cls, folder: str) -> "SentencePieceEncoder":
         """Return the encoder of spiece.model in a folder, or of tokenizer.json where that alone is there.
 
         Both give the same ids, Google's, also where the library that wrote tokenizer.json gives others.
@@ -279,14 +280,14 @@ class SentencePieceEncoder:
         return f"{type(self).__name__}({self.n_tokens} tokens, {len(self.sentinels)} of them sentinels)"
 
     @property
-    def is_released(self):
+    def is_released(self) -> bool:
         """Whether the pieces and their scores are those of the released T5 models."""
         digest = hashlib.sha256()
         for i in range(self.n_pieces):
             digest.update(self.model.id_to_piece(i).encode() + struct.pack("<f", self.model.get_score(i)))
         return digest.hexdigest() == RELEASED_SHA256
 
-    def sentinel(self, number):
+    def sentinel(self, number: int) -> int:
         """Return the id of `<extra_id_number>`.
 
         Raises:
@@ -296,7 +297,7 @@ class SentencePieceEncoder:
             raise BadInput(f"sentinel {number} is asked for, allowed is 0 to {len(self.sentinels) - 1}")
         return self.sentinels[number]
 
-    def encode(self, texts, verbose=True):
+    def encode(self, texts: Iterable[str], verbose: bool = True) -> list[list[int]]:
         """Return one list of ids per text, without EOS. `<extra_id_0>` to `<extra_id_99>` become sentinels.
 
         Args:
@@ -314,7 +315,7 @@ class SentencePieceEncoder:
                                "as UTF-8") from None
         return encoded
 
-    def decode(self, ids):
+    def decode(self, ids) -> str:
         """Return the text of one row of ids, up to the first EOS; padding vanishes.
 
         Args:

@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def run_script(main, argv=None, prints=False):
+def run_script(main: Callable, argv: list[str] | None = None, prints: bool = False) -> int:
     """Call `main(argv)` and return an exit status: 0, 2 after one line for a user's mistake, 130 when stopped.
 
     Only BadInput and MissingInput are a user's mistakes; any other exception is a defect of ours
@@ -105,7 +106,7 @@ def require_ranges(args: argparse.Namespace, ranges: dict) -> None:
         raise BadInput("; ".join(problems))
 
 
-def encode_dataset(*splits, encoder):
+def encode_dataset(*splits, encoder) -> list[list]:
     """Turn every list of strings in every split into a list of lists of token ids.
 
     Args:
@@ -126,7 +127,7 @@ def encode_dataset(*splits, encoder):
 
 
 def iter_data(*datas, n_batch: int = 128, truncate: bool = False, verbose: bool = False,
-              max_batches: float = float("inf")):
+              max_batches: float = float("inf")) -> Iterator:
     """Yield aligned batches of several arrays of equal length.
 
     Args:
@@ -166,7 +167,7 @@ class ResultLogger:
         kwargs: the arguments to write as the first line.
     """
 
-    def __init__(self, path, *args, keep=None, **kwargs):
+    def __init__(self, path: str, *args, keep: Callable[[dict], bool] | None = None, **kwargs):
         kwargs.setdefault("time", time.time())
         lines = [json.dumps(kwargs)]
         if keep is not None and os.path.isfile(path):
@@ -178,7 +179,7 @@ class ResultLogger:
         except OSError as error:
             raise BadInput(f"{path}: cannot be written ({error.strerror}); choose another --log_dir") from None
 
-    def log(self, **kwargs):
+    def log(self, **kwargs) -> None:
         """Append one line; it is on disk when this returns."""
         kwargs.setdefault("time", time.time())
         try:
@@ -188,12 +189,12 @@ class ResultLogger:
         except OSError as error:
             raise BadInput(f"{self.f_log.name}: could not be written ({error.strerror}); free some space") from None
 
-    def close(self):
+    def close(self) -> None:
         """Close the file."""
         self.f_log.close()
 
 
-def reached_epoch(path, n_epochs):
+def reached_epoch(path: str, n_epochs: int) -> dict | None:
     """Return the arguments in the log at `path` if its run has come to that epoch, else None.
 
     Raises:
