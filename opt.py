@@ -334,13 +334,17 @@ class Adafactor(_PlainOptimizer):
             vr = state["vr"].mul_(decay).add_(g2.mean(d0, keepdim=True), alpha=1 - decay)
             vc = state["vc"].mul_(decay).add_(g2.mean(d1, keepdim=True), alpha=1 - decay)
             mean = vr.mean(d1, keepdim=True)
-            x = g * (vr / mean).rsqrt().masked_fill(mean == math.inf, 0) * vc.rsqrt()
+            x = torch.mul(g, (vr / mean).rsqrt().masked_fill(mean == math.inf, 0), out=g2).mul_(vc.rsqrt())
         else:
             if not state:
                 state["v"] = torch.zeros_like(g2)
             x = g * state["v"].mul_(decay).add_(g2, alpha=1 - decay).rsqrt()  # lerp_ would make infinity NaN
         rate = group["lr"]
         if group["multiply_by_parameter_scale"]:
-            rate = rate * p.to(g.dtype).square().mean().sqrt().clamp(min=group["epsilon2"])
-        rms = x.square().mean().sqrt()
-        p.sub_((x * (rate / (rms / group["clipping_threshold"]).clamp(min=1.0))).to(p.dtype))
+            rate = rate * _rms(p.to(g.dtype)).clamp(min=group["epsilon2"])
+        p.sub_(x.mul_(rate / (_rms(x) / group["clipping_threshold"]).clamp(min=1.0)).to(p.dtype))
+
+
+def _rms(x):
+    """The root of the mean square, without memory for the squares."""
+    return torch.linalg.vector_norm(x) / math.sqrt(max(x.numel(), 1))
