@@ -4,7 +4,8 @@ A language model's loss needs logits [tokens, vocabulary] only to add them up. l
 visits a thousand words of the vocabulary at a time, while they are in the cache, and takes the
 gradients on the way; what it has to keep until then lies, where it fits, in the memory of the weight's
 gradient. Logits are computed a slice at a time and never stored whole. Its plain twin is
-F.cross_entropy of hidden @ weight.T (tests/test_cross_entropy.py).
+F.cross_entropy of hidden @ weight.T (tests/test_cross_entropy.py). It takes the same time (measured for a training
+step of GPT-1 on one core of an AMD EPYC) and saves the memory: by count, 97 MB for the logits of 600 tokens alone.
 """
 
 import math
