@@ -22,7 +22,9 @@ import fast.gpt
 import fast.t5
 import t5_decoding
 from fast.known import knows
+from fast.library import forced_library
 from fast.matmul import linear
+from fast.rates import say_where_bf16_is_slow
 from formats import progress, streams
 from formats.errors import BadInput, MissingInput, warn_once
 from formats.files import read_text, write_atomically
@@ -83,7 +85,8 @@ def parse_args(argv):
 
 
 def check_args(args):
-    """Raise BadInput for options out of range or that do not go together."""
+    """Raise BadInput for options out of range or that do not go together, and for a library that does not exist."""
+    forced_library()
     require_ranges(args, {"n_tokens": (1, None), "n_samples": (1, None), "temperature": (0, None), "top_k": (0, None),
                           "top_p": (1e-9, 1), "beams": (1, None), "alpha": (0, None), "seed": (0, 2 ** 63),
                           "n_batch": (1, None), "n_best": (1, None)}
@@ -365,6 +368,7 @@ def main(argv=None):
     check_args(args)
     lines = None if args.prompts is None else read_prompts(args.prompts)
     device = select_device(args.device)
+    say_where_bf16_is_slow(device, args.precision)
     args.model_dir = local_folder(args.model_dir)
     if args.model == "gpt":
         model, encoder = load_gpt(args.model_dir, args.n_head, args.afn, device)
