@@ -23,6 +23,7 @@ from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_block
 from formats import progress
 from formats.errors import BadInput, warn
 from formats.files import load_tensors, make_path, remove_leftovers, save_tensors, write_bytes
+from training.precision import autocast
 from utils import ResultLogger, Stopped, read_log
 
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
@@ -76,11 +77,6 @@ def outcome(args, model, encoder, world, accuracies=None, **more_paths):
     if log is not None and "va_acc" in log:
         accuracies = {"valid": float(log["va_acc"].max())} | (accuracies or {})
     return Outcome(accuracies or {}, log, paths(args) | more_paths, model.eval(), encoder)
-
-
-def autocast(device, precision):
-    """Return the context in which a forward pass runs for --precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def compile_blocks(args, *lists, dynamic):

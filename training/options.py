@@ -40,7 +40,8 @@ def add_run_options(parser, n_iter, n_batch, n_gpu):
                           "examples, on however many devices there are")
     add_device_option(run)
     run.add_argument("--precision", choices=PRECISIONS, default="fp32",
-                     help="bf16: matrix products in bfloat16; weights and optimizer stay float32")
+                     help="bf16: matrix products in bfloat16; weights and optimizer stay float32, but evaluation reads "
+                          "a copy of the weights in bfloat16")
     add_plain_option(run)
     run.add_argument("--compile", action="store_true",
                      help="compile the plain text's blocks with torch.compile (minutes at first); implies --plain")
