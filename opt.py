@@ -325,25 +325,27 @@ class Adafactor(_PlainOptimizer):
     @staticmethod
     def _update(p, state, group, decay):
         g = p.grad.to(_wide(p.dtype))
-        g2 = g.square().add_(group["epsilon1"])
+        g2 = g.square()  # epsilon1 goes to its means: one walk less through a large tensor
         by_size = sorted(range(p.ndim), key=lambda dim: -p.shape[dim])  # stable: ties keep their order
         if p.ndim >= 2 and p.shape[by_size[1]] >= group["min_dim_size_to_factor"]:
             d0, d1 = by_size[:2]
             if not state:
                 state["vr"] = torch.zeros_like(g2.mean(d0, keepdim=True))
                 state["vc"] = torch.zeros_like(g2.mean(d1, keepdim=True))
-            vr = state["vr"].mul_(decay).add_(g2.mean(d0, keepdim=True), alpha=1 - decay)
-            vc = state["vc"].mul_(decay).add_(g2.mean(d1, keepdim=True), alpha=1 - decay)
+            vr = state["vr"].mul_(decay).add_(g2.mean(d0, keepdim=True).add_(group["epsilon1"]), alpha=1 - decay)
+            vc = state["vc"].mul_(decay).add_(g2.mean(d1, keepdim=True).add_(group["epsilon1"]), alpha=1 - decay)
             mean = vr.mean(d1, keepdim=True)
             x = torch.mul(g, (vr / mean).rsqrt().masked_fill(mean == math.inf, 0), out=g2).mul_(vc.rsqrt())
         else:
             if not state:
                 state["v"] = torch.zeros_like(g2)
+            g2.add_(group["epsilon1"])
             x = g * state["v"].mul_(decay).add_(g2, alpha=1 - decay).rsqrt()  # lerp_ would make infinity NaN
         rate = group["lr"]
         if group["multiply_by_parameter_scale"]:
             rate = rate * _rms(p.to(g.dtype)).clamp(min=group["epsilon2"])
-        p.sub_(x.mul_(rate / (_rms(x) / group["clipping_threshold"]).clamp(min=1.0)).to(p.dtype))
+        rate = rate / (_rms(x) / group["clipping_threshold"]).clamp(min=1.0)
+        p.addcmul_(x, rate, value=-1)  # in one walk
 
 
 def _rms(x):
