@@ -106,8 +106,8 @@ def find_file(data_dir: str, folders: tuple[str, ...], names: tuple[str, ...], w
     places = [os.path.join(data_dir, *folder, name) for folder in (*((f,) for f in folders), ()) for name in names]
     found = next(filter(os.path.isfile, places), None)
     if found is None:
-        raise MissingInput(f"{os.path.join(data_dir, folders[0], names[0])}: not found; --data_dir has to be "
-                           f"{what}'s folder ({' or '.join(folders)}) with {' or '.join(names)}, or the folder above it")
+        raise MissingInput(f"{os.path.join(data_dir, folders[0], names[0])}: not found; --data_dir has to be {what}'s "
+                           f"folder ({' or '.join(folders)}) with {' or '.join(names)}, or the folder above it")
     return found
 
 
