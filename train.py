@@ -10,8 +10,10 @@ parameters that do best on the validation part by the task's first metric (see t
     log/<desc>.jsonl            the arguments, then one line per evaluation (costs are means per example)
     save/<desc>/best_params     a state dict (torch.load(..., weights_only=True))
     save/<desc>/checkpoint      what --resume continues from
-    submission/ROCStories.tsv   with --submit: the predictions on the test file
-With --analysis it prints the accuracies on the validation part and on the test file.
+    save/<desc>/task.json       the task and the sizes; beside it the vocabulary: predict.py needs this folder alone
+    submission/ROCStories.tsv   with --submit: the predictions on the test file, under the name that GLUE wants
+With --analysis it prints the metrics on the validation part and, where its labels are public, on the test file, and the
+published numbers.
 """
 
 import os
@@ -32,7 +34,7 @@ from loss import double_head_loss
 from model_pytorch import DoubleHeadModel, load_openai_pretrained_model
 from tasks.layout import SPECIAL, longest, transform_roc  # noqa: F401 (the original's name, here as it was there)
 from text_utils import TextEncoder
-from training import distributed, finetuning, loop, options, runs, task_data
+from training import distributed, finetuned, finetuning, loop, options, runs, task_data
 from utils import OneLineParser, require_ranges, run_script
 
 VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")
@@ -95,8 +97,6 @@ def check_args(args, world):
     options.check_run_options(args, world)
     task_data.check_data_options(args)
     finetuning.check_submission_options(args)
-    if args.submit and args.dataset != "rocstories":
-        raise BadInput(f"--submit with --dataset {args.dataset} is not supported; leave it out")
     options.check_gpt_sizes(args)
     find_folder(args)
     if args.n_transfer < 0 or args.init_from is not None:
@@ -194,6 +194,9 @@ def run(args, world, n_vocab_pretrained):
     data, n_ctx = load_data(args, encoder, start and runs.n_positions(start, n_vocab + len(SPECIAL)), world)
     task, splits = data
     n_updates_total = loop.updates_per_epoch(len(splits["train"]), args) * args.n_iter
+    if args.submit and "test" not in splits:
+        raise BadInput(f"--submit predicts the test split, but --dataset {args.dataset} has none here; "
+                       + ("give --test_file" if args.dataset == task_data.OWN else "put its file into --data_dir"))
 
     model = DoubleHeadModel(args, encoder.encoder["_classify_"], task.head, vocab=n_vocab + len(SPECIAL) + n_ctx,
                             n_ctx=n_ctx)
@@ -229,11 +232,19 @@ def run(args, world, n_vocab_pretrained):
         return values, values[f"va_{task.metrics[0]}"]
 
     orders = loop.draw_orders(args.n_iter, len(splits["train"]))
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, task_data.fingerprint_of(data), vocabulary)
-    test = splits.get("test")
-    outcome = finetuning.finish(args, model, encoder, world, lambda: logits("test", len(test)), test and test.labels)
-    if args.analysis and world.is_first:
-        analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
+    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, task_data.fingerprint_of(data), vocabulary,
+               finetuned.files_of_run(args, task, encoder, n_ctx))
+    outcome = finetuning.finish_task(args, task, splits, model, encoder, world, lambda split: logits(split, len(
+        splits[split])))
+    if args.analysis and world.is_first and task.name in analysis.REPORTS:
+        analysis.REPORTS[task.name](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
+        for name, value in outcome.accuracies.items():
+            if name.startswith("valid_"):
+                print(f"{task.name} {name} {task.metrics[0]}: {value:.2f}")
+    elif args.analysis and world.is_first:
+        test = {task.metrics[0]: outcome.accuracies["test"]} if "test" in outcome.accuracies else None
+        valid = {task.metrics[0]: outcome.accuracies["valid"]} if "valid" in outcome.accuracies else {}
+        analysis.print_values(task.name, valid, test, {}, "")
     return outcome
 
 

@@ -21,11 +21,12 @@ from tasks.files import open_csv, open_tsv, read_jsonl, shown
 from tasks.glue_files import Split
 from tasks.gpt_tasks import Task
 
-__all__ = ["COLUMNS", "KINDS", "own_examples", "own_task", "parse_columns"]
+__all__ = ["COLUMNS", "KINDS", "own_examples", "own_task", "parse_columns", "unlabelled"]
 
 COLUMNS = {"classification": ("text",), "entailment": ("premise", "hypothesis"), "similarity": ("text1", "text2"),
            "multiple_choice": ("context",)}
 KINDS = (".csv", ".tsv", ".jsonl")
+NO_LABEL = "\0"  # the name of no column
 MOST_SCORES = 100  # whole scores of a range, each a row of the head
 NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
@@ -282,3 +283,20 @@ def _hold_out(splits, seed):
         held[name] = Split(train.path, {key: [texts[i] for i in rows] for key, texts in train.texts.items()},
                            [train.labels[i] for i in rows], train.index[rows])
     return held | ({"test": splits["test"]} if "test" in splits else {})
+
+
+def unlabelled(source: Any, texts: tuple[str, ...], general: tuple[str, ...], columns: dict[str, str] | None = None,
+               ) -> Split:
+    """Read the texts of rows that are to be labelled; whatever else they hold is left alone.
+
+    Args:
+        source: see own_examples. texts: names of the task's texts, which the columns may have.
+        general: what the columns are called otherwise, see COLUMNS; columns: {one of these names: the column}.
+    Raises:
+        MissingInput, BadInput: the file, the row, what was found and expected.
+    """
+    opened, columns = _open(source, "the rows"), columns or {}
+    names = texts if all(columns.get(name, name) in opened.header for name in texts) else general
+    kind = "multiple_choice" if names[0] == "context" else ""  # which refuses one choice more
+    split, _, _ = _read(opened, kind, {**columns, "label": NO_LABEL}, names, needs_labels=False)
+    return Split(split.path, dict(zip(texts, split.texts.values(), strict=True)), None, split.index)

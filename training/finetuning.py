@@ -12,9 +12,9 @@ from formats import progress
 from formats.errors import BadInput
 from formats.files import load_tensors, write_atomically
 from loss import mean_task_loss, task_losses
-from tasks import metrics, scores
+from tasks import metrics, scores, submissions
 from training import loop
-from utils import require_ranges
+from utils import read_log, require_ranges
 
 # of train_t5.py, as train.py has all of gpt_tasks.GPT_TASKS:
 # name -> (reader of data_dir, name of the submission file); analysis.REPORTS has a report on each
@@ -153,3 +153,32 @@ def finish(args, model, encoder, world, test_logits, test_labels):
         write_submission(path, logits.argmax(1).tolist())
     return loop.outcome(args, model, encoder, world, {"test": cost_and_accuracy(logits, test_labels)[1]},
                         submission=path)
+
+
+def finish_task(args, task, splits, model, encoder, world, logits_of_split):
+    """End a run of train.py: as finish, for any task and all of its test splits.
+
+    Args:
+        task: see gpt_tasks.Task. splits: {name: Examples}.
+        logits_of_split: function of a name in splits returning [n, c] logits.
+    Returns:
+        see loop.Outcome; its accuracies are the task's first metric, for 'test' only where the split has labels.
+    """
+    load_best(args, model, world)
+    lines, first = read_log(loop.paths(args)["log"]) if world.is_first else [], f"va_{task.metrics[0]}"
+    found = [line[first] for line in lines if isinstance(line, dict) and first in line]
+    values, written = {"valid": max(found)} if found else {}, {}
+    for split, name in (task.submission if args.submit else {}).items():
+        if split not in splits:
+            continue
+        logits, path = logits_of_split(split), os.path.join(args.submission_dir, name)
+        if world.is_first:
+            submissions.write_submission(path, task, splits[split], logits)
+        written[split] = path
+        if split == "test" and splits[split].labels is not None:
+            values["test"] = cost_and_metrics(task, logits, splits[split])[1][task.metrics[0]]
+    for split in splits:
+        if args.submit and split.startswith("valid_"):  # MNLI's other one
+            values[split] = cost_and_metrics(task, logits_of_split(split), splits[split])[1][task.metrics[0]]
+    more = {"submission": written["test"]} if "test" in written else {}
+    return loop.outcome(args, model, encoder, world, values, **more)

@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         accuracies: {'valid': best validation accuracy, 'test': test accuracy, with --submit}, in percent; empty for
-            pre-training.
+            pre-training. Of a task that is judged otherwise: its first metric, which heads repr too.
         log: a pandas.DataFrame, one row for each evaluation, its columns those of the log; None in the processes
             other than the first.
         paths: {'log', 'best', 'checkpoint', and 'submission' or 'model_dir' where there is one: path}.
@@ -61,7 +61,9 @@ class Outcome(NamedTuple):
     encoder: Any
 
     def __repr__(self):
-        parts = [f"{name} accuracy {value:.2f} %" for name, value in self.accuracies.items()]
+        logged = [] if self.log is None else [name.removeprefix("va_") for name in self.log if name.startswith("va_")]
+        metric = next((name for name in logged if name not in ("cost", "acc", "ppl")), "accuracy")
+        parts = [f"{name} {metric} {value:.2f} %" for name, value in self.accuracies.items()]
         if self.log is not None and len(self.log):
             last = self.log.iloc[-1]
             parts.insert(0, f"{last['n_updates']:.0f} updates in {last['n_epochs']:.0f} epochs")
