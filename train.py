@@ -229,7 +229,8 @@ def run(args, world, n_vocab_pretrained):
         return values, values[f"va_{task.metrics[0]}"]
 
     orders = loop.draw_orders(args.n_iter, len(splits["train"]))
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, task_data.fingerprint_of(data), vocabulary)
+    fingerprint = task_data.fingerprint_of(data, n_ctx)
+    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
     test = splits.get("test")
     outcome = finetuning.finish(args, model, encoder, world, lambda: logits("test", len(test)), test and test.labels)
     if args.analysis and world.is_first:
