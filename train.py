@@ -232,8 +232,8 @@ def run(args, world, n_vocab_pretrained):
         return values, values[f"va_{task.metrics[0]}"]
 
     orders = loop.draw_orders(args.n_iter, len(splits["train"]))
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, task_data.fingerprint_of(data), vocabulary,
-               finetuned.files_of_run(args, task, encoder, n_ctx))
+    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, task_data.fingerprint_of(data, n_ctx),
+               vocabulary, finetuned.files_of_run(args, task, encoder, n_ctx))
     outcome = finetuning.finish_task(args, task, splits, model, encoder, world, lambda split: logits(split, len(
         splits[split])))
     if args.analysis and world.is_first and task.name in analysis.REPORTS:

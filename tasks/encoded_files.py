@@ -109,7 +109,7 @@ def _load_split(prefix, split):
         path = f"{prefix}.{name}.npy"
         if _checksum(path) != checksum:
             raise ValueError(f"{os.path.basename(path)} does not fit its checksum")
-        arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        arrays[name] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # of memmap's slices each is slow
     texts = Texts(arrays["ids"], arrays["offsets"])
     kept = texts.lengths[arrays["parts"]].astype(np.int32)
     score_range = None if split["score_range"] is None else tuple(split["score_range"])

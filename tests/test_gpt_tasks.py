@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cloze_data import write_data_dir
+from task_files import write_task
 
 from formats.errors import BadInput, MissingInput
 from model_pytorch import make_task_head
@@ -258,6 +259,18 @@ def test_encoding_keeps_equal_texts_once(tmp_path):
         examples.texts.offsets, examples.texts.offsets[1:], strict=False)]
     assert [word[i] for i in examples.parts[2]] == ["short", "what", "null", "na", "", ""]
     assert isinstance(examples.texts, Texts) and examples.texts.ids.dtype == np.uint16
+
+
+@pytest.mark.parametrize("folder", ["diagnostic", "MNLI"])
+def test_the_diagnostic_set_belongs_to_mnli(tmp_path, folder):
+    write_task(tmp_path, "mnli")
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / "diagnostic.tsv").write_text("index\tsentence1\tsentence2\n0\ta \"b\tc\n")
+    task = GPT_TASKS["mnli"]
+    assert list(task.files(str(tmp_path))) == ["train", "valid", "valid_mismatched", "test", "test_mismatched", "ax"]
+    read = task.read(str(tmp_path), "ax")
+    assert read.texts == {"premise": ['a "b'], "hypothesis": ["c"]} and read.labels is None
+    assert set(task.submission) == {"test", "test_mismatched", "ax"}
 
 
 def test_sizes_are_compared_with_the_published_ones(capsys):

@@ -1,9 +1,11 @@
 """Every data set by train.py: training, --show, and the encoded data that are kept on disk."""
 
 import json
+import mmap
 import multiprocessing
 import os
 import re
+import zlib
 
 import numpy as np
 import pytest
@@ -12,13 +14,15 @@ from task_files import write_task
 from test_own_data import write
 
 import train
+from datasets import rocstories
 from model_pytorch import make_task_head
 from tasks import encoded_files, encoding
 from tasks.encoding import encode_texts
 from tasks.gpt_tasks import GPT_TASKS
+from tasks.layout import transform_roc
 from text_utils import TextEncoder
 from training import task_data
-from utils import read_log, run_script
+from utils import encode_dataset, read_log, run_script
 
 OWN = {
     "classification": (["text"], [["low cat", "x"], ["new mat", "y"]]),
@@ -191,7 +195,9 @@ def test_large_data_are_kept_and_loaded_the_next_time(tmp_path, argv, small_voca
     second = loaded(line, encoder)
     same(small, first)
     same(first, second)
-    assert isinstance(second.splits["train"].texts.ids, np.memmap) and "cannot be used" not in capsys.readouterr().err
+    ids = second.splits["train"].texts.ids
+    assert isinstance(ids.base, (np.memmap, mmap.mmap)) and not ids.flags.writeable
+    assert "cannot be used" not in capsys.readouterr().err
     assert sorted((tmp_path / "save" / "encoded").iterdir()) == files
     batch, again = (data.splits["train"].layout(slice(3, 7)) for data in (first, second))
     assert all(np.array_equal(a, b) for a, b in zip(batch, again, strict=True))
@@ -274,3 +280,15 @@ def test_one_process_goes_on_where_others_die(monkeypatch, capsys):
     texts = encode_texts(TEXTS, Dies(), n_processes=2)
     assert texts.lengths.tolist() == [len(text) for text in TEXTS]
     assert "goes on in one process" in capsys.readouterr().err
+
+
+def test_the_fingerprint_of_story_cloze_is_that_of_older_checkpoints(tmp_path, argv, small_vocabulary):
+    """The checksum of transform_roc's arrays, one after the other."""
+    write_task(tmp_path / "data", "rocstories")
+    encoder, args = TextEncoder(*small_vocabulary), train.parse_args(argv())
+    data, n_ctx = train.load_data(args, encoder)
+    value = 0
+    for *fields, labels in encode_dataset(rocstories(args.data_dir, n_valid=args.n_valid)[:2], encoder=encoder):
+        for array in (*transform_roc(*fields, args.n_ctx // 2 - 2, n_ctx, len(encoder)), labels):
+            value = zlib.crc32(np.ascontiguousarray(array).tobytes(), value)
+    assert task_data.fingerprint_of(data, n_ctx) == value

@@ -15,6 +15,7 @@ from tasks.examples import Examples
 from tasks.fitting import fit, needed
 from tasks.glue_files import Split
 from tasks.gpt_tasks import GPT_TASKS, Task, check_sizes
+from tasks.layout import SPECIAL
 from tasks.own_data import COLUMNS, KINDS, own_examples, own_task, parse_columns
 from utils import require_ranges
 
@@ -188,14 +189,33 @@ def fit_data(args, data: Data, n_ctx: int | None = None) -> tuple[Data, int]:
     return Data(task, {name: examples for name, (examples, _) in fitted.items()}), positions
 
 
-def fingerprint_of(data: Data) -> int:
-    """Return a number that tells the training and validation examples from others."""
+def fingerprint_of(data: Data, n_ctx: int) -> int:
+    """Return a number that tells the training and validation examples from others.
+
+    The Story Cloze Test's is of the arrays that transform_roc makes, so that older checkpoints can be resumed.
+
+    Args:
+        n_ctx: positions per sequence.
+    """
     value = 0
     for name in ("train", "valid"):
         examples = data.splits[name]
-        for array in (examples.texts.ids, examples.texts.offsets, examples.parts, examples.kept, examples.labels):
+        if data.task.cut == "released":
+            arrays = _padded(examples, n_ctx)
+        else:
+            arrays = examples.texts.ids, examples.texts.offsets, examples.parts, examples.kept, examples.labels
+        for array in arrays:
             value = zlib.crc32(np.ascontiguousarray(array), value)
     return value
+
+
+def _padded(examples, n_ctx):
+    """Return x int32 [n, c, n_ctx, 2], m float32 [n, c, n_ctx], y int32 [n] of all examples."""
+    x, m, y = examples.layout(slice(None))
+    after = n_ctx - x.shape[2]
+    x, m = np.pad(x, ((0, 0), (0, 0), (0, after), (0, 0))), np.pad(m, ((0, 0), (0, 0), (0, after)))
+    x[..., 1] = np.arange(n_ctx) + examples.n_vocab + len(SPECIAL)
+    return x, m, y.astype(np.int32)
 
 
 def show(args, encoder: Any) -> None:
