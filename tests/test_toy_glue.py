@@ -1,5 +1,7 @@
 """The toy sets in GLUE's layouts: read by the readers of the real files, balanced, and labelled as they say."""
 
+import re
+
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
@@ -40,19 +42,24 @@ def test_the_readers_of_the_real_files_read_them(data_dir, name):
         assert abs(labels.count(task.classes[0]) - 150) < 30
 
 
-def topic_and_outcome(text, topics):
-    """The only topic and outcome that a story can have, by its phrases."""
-    found = {(topic, kind) for topic, kinds in topics.items() for kind in ("luck", "trouble")
-             for phrase in kinds[kind] if stories.re.search(pattern(phrase), text)}
+def topic_and_kind(text, topics, *wanted):
+    """The only topic, and the only one of the wanted kinds of its phrases, that a text can have."""
+    found = {(topic, kind) for topic, kinds in topics.items() for kind in wanted
+             for phrase in kinds[kind] if re.search(pattern(phrase), text)}
     (topic, kind), = found
+    return topic, kind
+
+
+def topic_and_outcome(text, topics):
+    topic, kind = topic_and_kind(text, topics, "luck", "trouble")
     return topic, kind == "luck"
 
 
 def pattern(phrase):
     """A regular expression for what a phrase of the grammar can become."""
-    phrase = stories.re.sub(r"\b[Aa]n? ", "@ ", phrase)
-    parts = stories.re.findall(r"\[[^]]*\]|\{\w+\}|[^[{]+", phrase)
-    return "".join(f"(?:{part[1:-1]})" if part[0] == "[" else r"\w+" if part[0] == "{" else stories.re.escape(part)
+    phrase = re.sub(r"\b[Aa]n? ", "@ ", phrase)
+    parts = re.findall(r"\[[^]]*\]|\{\w+\}|[^[{]+", phrase)
+    return "".join(f"(?:{part[1:-1]})" if part[0] == "[" else r"\w+" if part[0] == "{" else re.escape(part)
                    for part in parts).replace("@", "an?")
 
 
@@ -63,6 +70,9 @@ def test_labels_say_what_the_stories_are():
     for texts, label in glue.examples("MRPC", 60, 1):
         (topic, _), (other, _) = (topic_and_outcome(text, topics) for text in texts)
         assert (topic == other) == bool(label)
+    for (story, wish), label in glue.examples("RTE", 60, 1):
+        same = topic_and_outcome(story, topics)[0] == topic_and_kind(wish, topics, "to")[0]
+        assert same == (label == "entailment")
     for texts, label in glue.examples("STS-B", 60, 1):
         (topic, good), (other, other_good) = (topic_and_outcome(text, topics) for text in texts)
         assert float(label) == 3.25 * (topic == other) + 1.75 * (good == other_good)

@@ -5,12 +5,12 @@
 writes the folders SST-2, RTE, MRPC and STS-B, each with train.tsv, dev.tsv and test.tsv (without labels, as GLUE's):
 
     SST-2   sentence                    does the story go well? (1: it does)
-    RTE     sentence1, sentence2        does the ending (2) follow from the story (1)?
+    RTE     sentence1, sentence2        does somebody with this wish (2) want what the short story (1) is about?
     MRPC    #1 String, #2 String        are the two stories (a wish and a turn) of one topic?
     STS-B   sentence1, sentence2        3.25 for the same topic and 1.75 for the same outcome
 
 The best possible value of each metric is 100: no phrase of the grammar belongs to two topics or to two outcomes. Chance
-is 50 (STS-B: 0). Labels are balanced, and one text of a pair alone tells nothing: endings and stories are drawn alike
+is 50 (STS-B: 0). Labels are balanced, and one text of a pair alone tells nothing: wishes and stories are drawn alike
 for every label. No story stands in two of the files of a set.
 """
 
@@ -20,7 +20,7 @@ import sys
 
 from formats.errors import BadInput
 from formats.files import make_path, write_atomically
-from toy.stories import SAME_TOPIC, Grammar, part_of, read_topics
+from toy.stories import WISHES, Grammar, part_of, read_topics, sentence
 from utils import OneLineParser, require_ranges, run_script
 
 SAME_SCORES = 3.25, 1.75  # of STS-B, for topic and outcome
@@ -42,15 +42,13 @@ def outcome(grammar, part, yes):
 
 
 def follows(grammar, part, yes):
-    """Draw (story, ending, label) for RTE; what does not follow is, as in the cloze task, another story's ending."""
+    """Draw (short story, somebody's wish, label) for RTE; what does not follow is a wish of another topic."""
     topic = grammar.topic()
-    sentences, good, person = grammar.draw(part, topic)
-    if not yes and grammar.random.random() < SAME_TOPIC:
-        good = not good
-    elif not yes:
+    story, _ = short_story(grammar, part, topic)
+    if not yes:
         topic = grammar.random.choice([t for t in grammar.topics if t != topic])
-        good = grammar.random.random() < 0.5
-    return [" ".join(sentences), grammar.ending(topic, good, person)], "entailment" if yes else "not_entailment"
+    wish = f"{{name}} {grammar.random.choice(WISHES)} {grammar.phrase(grammar.topics[topic]['to'])}"
+    return [story, sentence(wish, grammar.person())], "entailment" if yes else "not_entailment"
 
 
 def same_topic(grammar, part, yes):
@@ -98,7 +96,7 @@ def examples(folder: str, n: int, seed: int, part: str = "valid", n_topics: int 
     grammar.random.shuffle(answers)
     while len(rows) < n:
         texts, label = DRAWERS[folder](grammar, part, answers[len(rows)])
-        stories = set(texts[:1] if folder == "RTE" else texts)  # endings may come again
+        stories = set(texts[:1] if folder == "RTE" else texts)  # wishes may come again
         if len(stories) == len(texts[:1] if folder == "RTE" else texts) and not stories & seen:
             seen |= stories
             rows.append((texts, label))
