@@ -191,17 +191,21 @@ def own_task(transformation: str, texts: tuple[str, ...], classes: tuple[str, ..
                 {"test": "own.tsv"}, writes_words=True, score_range=None if score_range is None else tuple(score_range))
 
 
+def _is_number(label):
+    return NUMBER.fullmatch(label) is not None and math.isfinite(float(label))
+
+
 def _classes(split, numbers, transformation):
     """Return (classes, score range) of the training labels."""
     found = sorted(set(split.labels))
-    are_numbers = all(NUMBER.fullmatch(label) for label in found)
+    are_numbers = all(map(_is_number, found))
     are_scores = are_numbers and (len(found) > 2 or not all(map(str.isdigit, found)))
     if transformation == "similarity" and are_scores:
         values = [float(label) for label in found]
         lowest, highest = math.floor(min(values)), math.ceil(max(values))
         if not 1 <= highest - lowest <= MOST_SCORES:
-            raise BadInput(f"{split.path}: its scores go from {lowest} to {highest}, expected "
-                           f" a range of 1 to {MOST_SCORES} whole numbers; scale them")
+            raise BadInput(f"{split.path}: its scores go from {min(values):g} to {max(values):g}, expected "
+                           f"a range of 1 to {MOST_SCORES} whole numbers; scale them")
         return (), (lowest, highest)
     if len(found) < 2:
         raise BadInput(f"{split.path}: all {len(numbers)} examples have the label {shown(found[0])}; expected two "
@@ -265,7 +269,7 @@ def own_examples(transformation: str, train: Any, valid: Any = None, test: Any =
 def _check_labels(split, numbers, classes, score_range, train):
     """Refuse a label that the training examples do not have."""
     for number, label in zip(numbers, split.labels or (), strict=split.labels is not None):
-        if score_range is not None and not NUMBER.fullmatch(label):
+        if score_range is not None and not _is_number(label):
             raise BadInput(f"{split.path}: row {number} has the label {shown(label)}, expected a number as in {train}")
         if score_range is None and label not in classes:
             raise BadInput(f"{split.path}: row {number} has the label {shown(label)}, which no example of {train} has "

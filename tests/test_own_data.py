@@ -65,6 +65,7 @@ def test_a_tenth_is_held_out_by_the_seed():
 
 @pytest.mark.parametrize("labels, classes, score_range", [
     (["0", "1", "1"], ("0", "1"), None), (["same", "1.5", "2"], ("1.5", "2", "same"), None),
+    (["1e999", "1.5", "9" * 400], ("1.5", "1e999", "9" * 400), None),
     (["0", "5", "2.5"], (), (0, 5)), (["0.25", "0.75", "1"], (), (0, 1)), (["-3", "2", "1e1"], (), (-3, 10)),
     (["1", "2", "3"], (), (1, 3)), ([0.5, 3, 2.25], (), (0, 3))])
 def test_similarity_is_of_classes_or_scores(labels, classes, score_range):
