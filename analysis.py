@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,14 +19,17 @@ from sklearn.metrics import accuracy_score
 
 from datasets import TEST_FILE, _rocstories
 from formats.errors import BadInput, MissingInput
-from formats.files import write_atomically
+from formats.files import read_text, write_atomically
+from tasks import metrics
+from tasks.gpt_tasks import GPT_TASKS, Task
 from utils import OneLineParser, read_log, run_script
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["REPORTS", "best_accuracy", "draw_attention", "draw_curves", "draw_layers", "draw_seeds",
-           "draw_similarities", "draw_surprisal", "evaluations", "read_submission", "rocstories"]
+__all__ = ["REPORTS", "best_accuracy", "best_evaluation", "draw_attention", "draw_curves", "draw_layers", "draw_seeds",
+           "draw_similarities", "draw_surprisal", "evaluations", "print_values", "read_predictions", "read_submission",
+           "report", "rocstories"]
 
 LINES = ["-", "--", ":", "-."]  # lines and markers tell runs apart in grey
 MARKERS = "osv^Dx"
@@ -66,7 +70,78 @@ def rocstories(data_dir: str, pred_path: str, log_path: str) -> tuple[float, flo
     return valid_accuracy, test_accuracy
 
 
-REPORTS = {"rocstories": rocstories}  # data set -> report on a submission
+def print_values(name: str, valid: dict, test: dict | None, published: dict, caveat: str) -> None:
+    """Print a task's metrics in percent, and the published ones.
+
+    Args:
+        name: of the task. valid, test: {name in metrics.METRICS: percent}; test None: its labels are not public.
+        published, caveat: see gpt_tasks.Task.
+    """
+    for split, values in (("Valid", valid), ("Test", test)):
+        for metric, value in (values or {}).items():
+            print(f"{name} {split} {metrics.TITLES[metric]}: {value:.2f}")
+    if published:
+        numbers = ", ".join(f"{metric} {value}" for metric, value in published.items())
+        print(f"{name} published (Radford et al. 2018): {numbers}" + (f" ({caveat})" if caveat else ""))
+
+
+def report(task: Task, data_dir: str, pred_path: str, log_path: str) -> tuple[float, float | None]:
+    """Print the metrics of the best evaluation and, where the test labels are public, of the submission.
+
+    Args:
+        task: of gpt_tasks.GPT_TASKS. data_dir, pred_path, log_path: see rocstories.
+    Returns:
+        the first metric on the validation and on the test split, in percent; None where its labels are not public.
+    Raises:
+        MissingInput, BadInput: a file is absent, or the submission is of other rows than the test file's.
+    """
+    predictions = read_predictions(pred_path)
+    split, test = task.read(data_dir, "test"), None
+    if split.labels is not None:
+        if list(predictions) != split.index.tolist():
+            raise BadInput(f"{pred_path}: has {len(predictions)} predictions, but not of the {len(split)} examples in "
+                           f"{split.path}")
+        labels = [float(label) if task.score_range else task.classes.index(label) for label in split.labels]
+        test = metrics.of(task.metrics, _values(task, predictions.values(), pred_path), np.array(labels))
+    best = best_evaluation(log_path, f"va_{task.metrics[0]}")
+    valid = {name: best[f"va_{name}"] for name in task.metrics}
+    print_values(os.path.splitext(task.submission["test"])[0], valid, test, task.published, task.caveat)
+    return valid[task.metrics[0]], test and test[task.metrics[0]]
+
+
+def _values(task, words, path):
+    """Return what a submission has written as numbers: classes or scores."""
+    try:
+        if task.score_range is not None:
+            return np.array([float(word) for word in words])
+        known = task.classes if task.writes_words else [str(k) for k in range(len(task.classes))]
+        return np.array([known.index(word) for word in words])
+    except ValueError as error:
+        raise BadInput(f"{path}: has a prediction that the task does not know ({error}); it is of another task") \
+            from None
+
+
+def read_predictions(path: str) -> dict[int, str]:
+    """Return {index: prediction} of a submission file, as it is written there.
+
+    Raises:
+        MissingInput, BadInput: absent, or not such a file.
+    """
+    if not os.path.isfile(path):
+        raise MissingInput(f"{path}: not found; expected a submission file written with --submit")
+    try:
+        lines = read_text(path, "write it again with --submit").split("\n")
+        header, rows = lines[0], [line.split("\t") for line in lines[1:] if line]
+        if header != "index\tprediction":
+            raise ValueError(f"its header is {header[:40]!r}")
+        return {int(index): word for index, word in rows}
+    except ValueError as error:
+        raise BadInput(f"{path}: is not a submission file ({str(error)[:80]}); "
+                       "expected the columns index and prediction") from None
+
+
+# data set -> report on a submission
+REPORTS = {name: partial(report, task) for name, task in GPT_TASKS.items()} | {"rocstories": rocstories}
 
 
 def evaluations(log_path: str) -> list[dict]:
@@ -80,6 +155,18 @@ def evaluations(log_path: str) -> list[dict]:
     if not lines:
         raise BadInput(f"{log_path}: holds no evaluation yet")
     return lines
+
+
+def best_evaluation(log_path: str, name: str) -> dict:
+    """Return the evaluation line of a log with the best value of a metric, such as va_acc; the first of equals.
+
+    Raises:
+        BadInput: no line has it.
+    """
+    lines = [line for line in evaluations(log_path) if name in line]
+    if not lines:
+        raise BadInput(f"{log_path}: holds no {name}; expected the log of a fine-tuning on a task with this metric")
+    return max(lines, key=lambda line: line[name])
 
 
 def best_accuracy(log_path: str) -> float:
@@ -143,11 +230,11 @@ def draw_layers(log_paths: list[str], out: str | None = None) -> "Figure":
 
 
 def draw_seeds(accuracies: dict[int, float], out: str | None = None, published: dict[str, float] | None = None,
-               title: str | None = None) -> "Figure":
+               title: str | None = None, what: str = "test accuracy (%)") -> "Figure":
     """Draw the test accuracy of every seed as a dot, their median as a line, and published numbers as thin lines.
 
     Args:
-        accuracies: {seed: percent}. published: {label: percent}.
+        accuracies: {seed: percent}. published: {label: percent}. what: is drawn, the axis' name.
     """
     figure = _figure(7, 4)
     axes = figure.subplots()
@@ -158,7 +245,7 @@ def draw_seeds(accuracies: dict[int, float], out: str | None = None, published: 
         axes.axhline(value, linestyle=line, color=color, linewidth=1, label=label)
     axes.plot(range(len(seeds)), [accuracies[seed] for seed in seeds], "o", color="black", label="one seed")
     axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
-    axes.set(xlabel="seed", ylabel="test accuracy (%)", xlim=(-0.5, len(seeds) - 0.5), title=title)
+    axes.set(xlabel="seed", ylabel=what, xlim=(-0.5, len(seeds) - 0.5), title=title)
     axes.margins(y=0.1)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return _save(figure, out)

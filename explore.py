@@ -1,6 +1,7 @@
 """Look inside GPT-1 and T5: continuations, next words, vectors, attention, surprisal, answers with scores.
 
     model, encoder = load_gpt("model/")                    # or load_t5; a folder, or a name on the Hub
+    model, encoder, class_names, _ = load_finetuned("save/NAME")               # what train.py made; predict.py uses it
     continue_texts(model, encoder, ["The cat sat on"], n_tokens=20)
     next_words(model, encoder, ["The cat sat on"])
     surprisal(model, encoder, ["The cat sat on the mat."])
@@ -34,10 +35,11 @@ from model_pytorch import LMModel, TransformerModel
 from t5_decoding import evaluation_mode
 from t5_pytorch import EOS, PAD, T5, shift_right
 from text_utils import SentencePieceEncoder, TextEncoder
+from training.finetuned import Finetuned, load_finetuned
 
-__all__ = ["Batch", "T5Attention", "T5States", "answers", "attention", "batch", "batch_of_ids", "continue_batch",
-           "continue_texts", "hidden_states", "load_gpt", "load_t5", "means", "next_words", "sentence_vectors",
-           "similarities", "surprisal", "token_log_probs"]
+__all__ = ["Batch", "Finetuned", "T5Attention", "T5States", "answers", "attention", "batch", "batch_of_ids",
+           "continue_batch", "continue_texts", "hidden_states", "load_finetuned", "load_gpt", "load_t5", "means",
+           "next_words", "sentence_vectors", "similarities", "surprisal", "token_log_probs"]
 
 
 Encoder = TextEncoder | SentencePieceEncoder

@@ -1,6 +1,7 @@
-"""Repeat the published Story Cloze fine-tuning with several seeds, and report it beside the published numbers.
+"""Repeat a published fine-tuning of GPT-1 with several seeds, and report it beside the published numbers.
 
-    python reproduce.py --data_dir DATA --seeds 10
+    python reproduce.py --data_dir DATA --seeds 10                              the Story Cloze Test
+    python reproduce.py --dataset cola --data_dir glue_data --seeds 3           another task of the paper
     python reproduce.py --data_dir TOY --seeds 2 --out toy -- --n_transfer -1 --n_embd 96 --n_head 4 --n_layer 3
 
 First it checks weights and data and estimates the time, then it runs train.py with the authors' defaults (and with
@@ -14,6 +15,7 @@ that is not. Everything lies in the folder --out:
 import contextlib
 import datetime
 import gc
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -35,7 +37,9 @@ from formats import checks
 from formats.errors import BadInput, MissingInput, warn
 from formats.files import load_tensors, write_atomically
 from model_pytorch import DoubleHeadModel
-from training import distributed, finetuning, loop
+from tasks.gpt_tasks import GPT_TASKS
+from tasks.metrics import TITLES
+from training import distributed, finetuning, loop, task_data
 from training.precision import autocast, for_evaluation
 from utils import OneLineParser, Stopped, reached_epoch, read_log, require_ranges, run_script
 
@@ -50,7 +54,7 @@ PUBLISHED = [  # test accuracies in percent that others measured
     ("best before the paper (Chaturvedi et al. 2017)", 77.6),
 ]
 PACKAGES = ("torch", "numpy", "spacy", "ftfy", "scikit-learn", "safetensors")
-OURS = ("desc", "seed", "log_dir", "save_dir", "submission_dir", "submit", "analysis", "resume", "data_dir",
+OURS = ("desc", "dataset", "seed", "log_dir", "save_dir", "submission_dir", "submit", "analysis", "resume", "data_dir",
         "model_dir")  # options of train.py that are set here
 
 
@@ -67,7 +71,8 @@ def parse_args(argv):
     cut = argv.index("--") if "--" in argv else len(argv)
     p = OneLineParser(prog="reproduce.py", usage="reproduce.py [options] [-- options of train.py]",
                       description="Fine-tune with several seeds and report. Options after -- go to train.py.")
-    p.add_argument("--data_dir", default="data/", help="folder with ROCStories' two files")
+    p.add_argument("--dataset", choices=tuple(GPT_TASKS), default="rocstories", help="the task")
+    p.add_argument("--data_dir", default="data/", help="folder with its files, for the default ROCStories' two")
     p.add_argument("--model_dir", default="model/", help="folder with OpenAI's weights and vocabulary")
     p.add_argument("--seeds", type=int, default=10, help="how many fine-tunings")
     p.add_argument("--first_seed", type=int, default=42, help="seed of the first; the others follow one by one")
@@ -91,8 +96,9 @@ def parse_args(argv):
 def train_command(args, extra, seed):
     """Return the command line of train.py for one seed, a list of words."""
     desc = f"reproduce-{seed}"
-    return ["--desc", desc, "--seed", str(seed), "--data_dir", args.data_dir, "--model_dir", args.model_dir,
-            "--log_dir", os.path.join(args.out, "log"), "--save_dir", os.path.join(args.out, "save"),
+    return ["--desc", desc, "--dataset", args.dataset, "--seed", str(seed), "--data_dir", args.data_dir,
+            "--model_dir", args.model_dir, "--log_dir", os.path.join(args.out, "log"),
+            "--save_dir", os.path.join(args.out, "save"),
             "--submission_dir", os.path.join(args.out, "submission", desc), "--submit", "--resume", *extra]
 
 
@@ -107,8 +113,10 @@ def check_data(run):
     Returns:
         Inputs. Other row counts and one-sided answers get a warning.
     Raises:
-        MissingInput, BadInput: see datasets.rocstories.
+        MissingInput, BadInput: see datasets.rocstories and the other readers.
     """
+    if run.dataset != "rocstories":
+        return check_task_data(run)
     lines, departures, blobs = [], [], {}
     for name in (datasets.VALID_FILE, datasets.TEST_FILE):
         path = os.path.join(run.data_dir, name)
@@ -125,6 +133,22 @@ def check_data(run):
     splits = finetuning.read_splits(run)
     lines.append("split: " + ", ".join(f"{len(split[0])} {name}" for name, split in
                                        zip(("train", "valid", "test"), splits, strict=True)))
+    return Inputs(lines, departures, blobs)
+
+
+def check_task_data(run):
+    """As check_data, for the tasks other than the Story Cloze Test."""
+    task, splits = task_data.read_splits(run)
+    lines = [f"{name}: {len(split):,} examples, {os.path.basename(split.path)}" for name, split in splits.items()]
+    departures = [f"{name} has {len(split):,} examples, the published data {task.sizes[name]:,}"
+                  for name, split in splits.items() if len(split) != task.sizes.get(name, len(split))]
+    if "test" not in splits:
+        raise MissingInput(f"{run.data_dir}: has no test split of {run.dataset}; put its file there")
+    blobs = {}
+    for name, paths in task.files(run.data_dir).items():
+        ids = sorted(checks.git_blob_id(path) for path in paths)
+        blobs[name] = ids[0] if len(ids) == 1 else hashlib.sha1(" ".join(ids).encode(),
+                                                               usedforsecurity=False).hexdigest()
     return Inputs(lines, departures, blobs)
 
 
@@ -166,7 +190,7 @@ def _blobs(paths):
 
 def changed_options(run):
     """Return the options that differ from the authors' defaults in more than folders, as words."""
-    defaults = vars(train.parse_args(["--desc", run.desc, "--seed", str(run.seed)]))
+    defaults = vars(train.parse_args(["--desc", run.desc, "--dataset", run.dataset, "--seed", str(run.seed)]))
     return [f"--{name} {value}" for name, value in vars(run).items()
             if name not in loop.FREE_ON_RESUME and value != defaults[name]]
 
@@ -190,7 +214,8 @@ def machine(device):
 def run_files(args, run):
     """Return the paths of a seed: 'log', 'best', 'checkpoint', 'submission', and 'record', which is ours."""
     return loop.paths(run) | {"record": os.path.join(args.out, "runs", f"{run.desc}.json"),
-                                  "submission": os.path.join(run.submission_dir, finetuning.DATASETS[run.dataset][1])}
+                              "submission": os.path.join(run.submission_dir,
+                                                         GPT_TASKS[run.dataset].submission["test"])}
 
 
 def read_record(path):
@@ -242,13 +267,13 @@ def seconds_per_seed(run, n_updates=3):
     device = distributed.join(run.device).device
     encoder = train.load_encoder(run)
     n_vocab = len(encoder.encoder)
-    splits, n_ctx = train.load_data(run, encoder)
-    n_train, n_valid, n_test = (len(split[0]) for split in splits)
+    (task, splits), n_ctx = train.load_data(run, encoder)
+    n_train, n_valid, n_test = (len(splits[name]) for name in ("train", "valid", "test"))
     total = loop.updates_per_epoch(n_train, run) * run.n_iter
     classify = n_vocab + len(train.SPECIAL) - 1
-    model = DoubleHeadModel(run, classify, "multiple_choice", n_vocab + len(train.SPECIAL) + n_ctx, n_ctx).to(device)
+    model = DoubleHeadModel(run, classify, task.head, n_vocab + len(train.SPECIAL) + n_ctx, n_ctx).to(device)
     optimizer = train.make_optimizer(run, model, total)
-    X, M, Y = (torch.from_numpy(array[:run.n_batch * run.n_gpu]).to(device) for array in splits[0])
+    X, M, Y = (torch.from_numpy(array).to(device) for array in splits["train"].layout(slice(run.n_batch * run.n_gpu)))
 
     def timed(work):
         start = time.perf_counter()
@@ -270,7 +295,7 @@ def seconds_per_seed(run, n_updates=3):
     model.eval()
     converted = for_evaluation(model, run.precision)
     per_example = min(timed(lambda: train.task_logits(run, converted, X)) for _ in range(2)) / len(X)
-    evaluated = run.n_iter * (min(n_valid, n_train) + n_valid) + n_test
+    evaluated = run.n_iter * (min(run.n_valid, n_train) + n_valid) + n_test
     return total * per_update + evaluated * per_example, per_update
 
 
@@ -320,11 +345,14 @@ def delete_checkpoint(run):
 
 
 def measured(args, run):
-    """Return {'seed', 'valid', 'test', 'best_epoch', 'seconds', 'resumed'} of a finished seed, from its files."""
+    """Return {'seed', 'valid', 'test', 'best_epoch', 'seconds', 'resumed'} of a finished seed, from its files.
+
+    valid and test are the task's first metric, in percent; test is None where the labels are not public.
+    """
     files, record = run_files(args, run), read_record(run_files(args, run)["record"])
     with contextlib.redirect_stdout(io.StringIO()):  # it prints too, which after every seed would be too much
         valid, test = analysis.REPORTS[run.dataset](args.data_dir, files["submission"], files["log"])
-    best = next(line for line in analysis.evaluations(files["log"]) if line["va_acc"] == valid)
+    best = analysis.best_evaluation(files["log"], f"va_{GPT_TASKS[run.dataset].metrics[0]}")
     return {"seed": run.seed, "valid": valid, "test": test, "best_epoch": best["n_epochs"],
             "seconds": record["seconds"], "resumed": record["resumed"]}
 
@@ -346,15 +374,22 @@ def report(args, argv, command, runs, inputs):
         runs: options of train.py of the finished seeds. inputs: see check_data and check_weights.
     """
     seeds = [measured(args, run) for run in runs]
-    test = [seed["test"] for seed in seeds]
+    task = GPT_TASKS[args.dataset]
+    judged = "valid" if any(seed["test"] is None for seed in seeds) else "test"
+    found = [seed[judged] for seed in seeds]
+    published = PUBLISHED if args.dataset == "rocstories" else [
+        (f"paper (Radford et al. 2018), {metric}", value) for metric, value in task.published.items()]
     machines = {}
     for run in runs:
         for m in read_record(run_files(args, run)["record"])["machines"]:
             machines.setdefault(json.dumps(m), m | {"seeds": []})["seeds"].append(run.seed)
     values = {
+        "title": "Story Cloze Test" if args.dataset == "rocstories" else task.name,
+        "metric": "accuracy" if task.metrics[0] == "acc" else TITLES[task.metrics[0]], "judged": judged,
+        "caveat": "" if args.dataset == "rocstories" else task.caveat,
         "asked": args.seeds, "finished": len(seeds), "seeds": seeds,
-        "median": statistics.median(test), "lowest": min(test), "highest": max(test),
-        "departures": inputs.departures, "published": [{"source": s, "test": v} for s, v in PUBLISHED],
+        "median": statistics.median(found), "lowest": min(found), "highest": max(found),
+        "departures": inputs.departures, "published": [{"source": s, "test": v} for s, v in published],
         "data_and_weights": inputs.lines, "git_blob_ids": inputs.blobs, "machines": list(machines.values()),
         "command": "python reproduce.py " + without_folders(argv),
         "train_command": "python train.py " + without_folders(command)}
@@ -362,9 +397,12 @@ def report(args, argv, command, runs, inputs):
     with write_atomically(os.path.join(args.out, "report.md")) as path, \
             open(path, "w", encoding="utf-8", errors="backslashreplace") as f:  # a folder's name may be any bytes
         f.write(markdown(values))
-    analysis.draw_seeds({seed["seed"]: seed["test"] for seed in seeds}, os.path.join(args.out, "accuracies.png"),
-                        {f"paper, best run: {PAPER}": PAPER, f"authors' code, median: {AUTHORS}": AUTHORS},
-                        title="not the published setting" if inputs.departures else None)
+    lines = {f"paper, best run: {PAPER}": PAPER, f"authors' code, median: {AUTHORS}": AUTHORS} \
+        if args.dataset == "rocstories" else {f"paper, {metric}: {value}": value
+                                              for metric, value in task.published.items()}
+    analysis.draw_seeds({seed["seed"]: seed[judged] for seed in seeds}, os.path.join(args.out, "accuracies.png"), lines,
+                        title="not the published setting" if inputs.departures else None,
+                        what=f"{judged} {values['metric']} (%)")
     return values
 
 
@@ -374,25 +412,29 @@ def markdown(values):
         rows = [head, ["---"] * len(head), *rows]
         return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
+    def percent(value):
+        return "labels not public" if value is None else f"{value:.2f}"
+
     def duration(seed):
         return "unknown (resumed)" if seed["seconds"] is None else datetime.timedelta(seconds=round(seed["seconds"]))
 
-    seeds, n = values["seeds"], values["finished"]
-    best = max(seeds, key=lambda seed: seed["test"])
-    parts = [f"# Story Cloze Test: {n} of {values['asked']} fine-tunings finished"]
+    seeds, n, metric, judged = (values[name] for name in ("seeds", "finished", "metric", "judged"))
+    best = max(seeds, key=lambda seed: seed[judged])
+    parts = [f"# {values['title']}: {n} of {values['asked']} fine-tunings finished"]
     if values["departures"]:
         parts.append("**This is not the published setting**, and its accuracies do not compare with the published "
                      "ones:\n\n" + "\n".join(f"- {line}" for line in values["departures"]))
     parts += [
         "## Measured here",
-        table(["seed", "valid accuracy (%)", "test accuracy (%)", "best epoch", "time"],
-              [[s["seed"], f"{s['valid']:.2f}", f"{s['test']:.2f}", s["best_epoch"], duration(s)] for s in seeds]),
-        f"Test accuracy of {n} seed(s): median {values['median']:.2f}, range {values['lowest']:.2f} to "
-        f"{values['highest']:.2f}, best {best['test']:.2f} (seed {best['seed']}). Each test prediction is made with "
-        "the epoch that did best on the validation part.",
-        "![test accuracy of every seed](accuracies.png)",
-        "## Published test accuracies, not measured here",
-        table(["source", "test accuracy (%)"], [[p["source"], p["test"]] for p in values["published"]]),
+        table(["seed", f"valid {metric} (%)", f"test {metric} (%)", "best epoch", "time"],
+              [[s["seed"], f"{s['valid']:.2f}", percent(s["test"]), s["best_epoch"], duration(s)] for s in seeds]),
+        f"{judged.capitalize()} {metric} of {n} seed(s): median {values['median']:.2f}, range "
+        f"{values['lowest']:.2f} to {values['highest']:.2f}, best {best[judged]:.2f} (seed {best['seed']}). "
+        "Each test prediction is made with the epoch that did best on the validation part.",
+        f"![{judged} {metric} of every seed](accuracies.png)",
+        f"## Published test {'accuracies' if metric == 'accuracy' else 'numbers'}, not measured here",
+        *([f"Before you compare: {values['caveat']}."] if values["caveat"] else []),
+        table(["source", f"test {metric} (%)"], [[p["source"], p["test"]] for p in values["published"]]),
         "## How",
         "Absolute paths are cut to their last part.",
         f"```\n{values['command']}\n```\n\nruns, for the first seed,\n\n```\n{values['train_command']}\n```",
@@ -446,7 +488,8 @@ def main(argv=None):
             delete_checkpoint(run)
         left = (time.monotonic() - start) * (len(todo) - i)
         mine = next(seed for seed in values["seeds"] if seed["seed"] == run.seed)
-        print(f"seed {run.seed} is done: valid {mine['valid']:.2f}, test {mine['test']:.2f}; "
+        test = "labels not public" if mine["test"] is None else f"{mine['test']:.2f}"
+        print(f"seed {run.seed} is done: valid {mine['valid']:.2f}, test {test}; "
               f"about {datetime.timedelta(seconds=round(left))} to go")
     if finished:
         print(markdown(values))

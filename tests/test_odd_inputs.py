@@ -72,12 +72,12 @@ def test_odd_rows_train_and_evaluate(run, kind, capsys):
     # and the fast paths still are the plain path on such rows
     encoder = train.TextEncoder(args.encoder_path, args.bpe_path)
     n_vocab = len(encoder.encoder)
-    splits, n_ctx = train.load_data(args, encoder)
+    data, n_ctx = train.load_data(args, encoder)
     model = train.DoubleHeadModel(args, n_vocab + 2, "multiple_choice", n_vocab + 3 + n_ctx, n_ctx)
     saved = torch.load(run.folder / "save" / "tiny" / "best_params", weights_only=True)
     model.load_state_dict(saved)
     model.eval()
-    X, M, Y = map(torch.from_numpy, splits[2])
+    X, M, Y = map(torch.from_numpy, data.splits["test"].layout(slice(None)))
     with torch.no_grad():
         lm_logits, logits = model(X)
         torch.testing.assert_close(fast.gpt.choice_logits(model, X), logits, atol=1e-5, rtol=1e-5)
@@ -97,8 +97,8 @@ def test_a_long_text_is_cut_as_the_original_cuts_it_and_counted_once(run, capsys
     warning = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if "warning" in line]
     assert len(warning) == 1 and "20 of 80 stories" in warning[0] and "longer than 48 tokens" in warning[0]
     encoder = train.TextEncoder(args.encoder_path, args.bpe_path)
-    splits, n_ctx = train.load_data(args, encoder)
-    X, M, _ = splits[2]
+    data, n_ctx = train.load_data(args, encoder)
+    X, M, _ = data.splits["test"].layout(slice(None))
     story = encoder.encode([" ".join(ODD["long text"][0][1:5])], verbose=False)[0]
     assert len(story) > 1000 and n_ctx <= 100
     ending = encoder.encode([ODD["long text"][0][5]], verbose=False)[0]
@@ -108,15 +108,16 @@ def test_a_long_text_is_cut_as_the_original_cuts_it_and_counted_once(run, capsys
 
 def test_signs_outside_the_vocabulary_become_unk(run):
     args, _, _ = run(ODD["emoji-only ending"])
-    splits, _ = train.load_data(args, train.TextEncoder(args.encoder_path, args.bpe_path))
-    row = splits[2][0][0, 0, :, 0].tolist()
+    data, _ = train.load_data(args, train.TextEncoder(args.encoder_path, args.bpe_path))
+    row = data.splits["test"].layout([0]).x[0, 0, :, 0].tolist()
     assert row[row.index(94):row.index(95) + 1] == [94, 0, 95]
 
 
 def test_an_empty_story_leaves_the_special_tokens_and_the_ending(run):
     args, _, _ = run(ODD["empty story and endings"])
-    splits, _ = train.load_data(args, train.TextEncoder(args.encoder_path, args.bpe_path))
-    assert splits[2][0][0, 0, :4, 0].tolist() == [93, 94, 95, 0] and splits[2][1][0, 0].sum() == 3
+    data, _ = train.load_data(args, train.TextEncoder(args.encoder_path, args.bpe_path))
+    X, M, _ = data.splits["test"].layout(slice(None))
+    assert X[0, 0, :3, 0].tolist() == [93, 94, 95] and not X[0, 0, 3:, 0].any() and M[0, 0].sum() == 3
 
 
 def test_duplicates_are_kept(run):

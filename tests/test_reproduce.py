@@ -20,10 +20,12 @@ import train
 from datasets import TEST_FILE, VALID_FILE
 from formats import checks
 from model_pytorch import LMModel, dotdict, export_openai_model
+from toy import glue
 from utils import read_log, run_script
 
 TINY = "--n_transfer -1 --n_embd 12 --n_head 2 --n_layer 2 --n_valid 9 --n_batch 4 --n_gpu 2 --n_iter 2 --lr 0.001 " \
     "--device cpu"
+DESCRIBED = ["encoder_bpe_40000.json", "task.json", "vocab_40000.bpe"]  # see training/finetuned.py
 
 
 @pytest.fixture
@@ -124,12 +126,13 @@ def test_finished_seeds_are_skipped_and_new_ones_added(work, monkeypatch, capsys
     assert "finished already: seeds 42, 43" in out and "estimate" not in out
     assert (work.folder / "out" / "report.md").read_text() in out
     for seed in (42, 43):  # deleted, though seed 42 was finished before that was asked for
-        assert os.listdir(work.folder / "out" / "save" / f"reproduce-{seed}") == ["best_params"]
+        assert sorted(os.listdir(work.folder / "out" / "save" / f"reproduce-{seed}")) == ["best_params", *DESCRIBED]
 
 
 def test_checkpoints_stay_unless_told_otherwise(work):
     reproduce.main(work(seeds=1))
-    assert sorted(os.listdir(work.folder / "out" / "save" / "reproduce-42")) == ["best_params", "checkpoint"]
+    assert sorted(os.listdir(work.folder / "out" / "save" / "reproduce-42")) == ["best_params", "checkpoint",
+                                                                                 *DESCRIBED]
 
 
 def test_a_half_finished_seed_is_resumed(work, monkeypatch, capfd):
@@ -327,3 +330,25 @@ def test_the_picture_has_a_dot_for_every_seed(tmp_path, monkeypatch):
 def test_as_a_process(work):
     run = subprocess.run([sys.executable, reproduce.__file__, "--help"], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0 and "--delete_checkpoints" in run.stdout
+
+
+def test_another_task_stands_beside_its_published_number(tmp_path, small_vocabulary, capsys):
+    glue.write_data_dir(str(tmp_path / "glue"), n_train=16, n_dev=6, n_test=5)
+    argv = ["--dataset", "mrpc", "--data_dir", str(tmp_path / "glue"), "--out", str(tmp_path / "out"), "--seeds", "2",
+            "--", "--encoder_path", small_vocabulary[0], "--bpe_path", small_vocabulary[1], *TINY.split()]
+    reproduce.main(argv)
+    text = (tmp_path / "out" / "report.md").read_text()
+    values = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert text.startswith("# mrpc: 2 of 2 fine-tunings finished") and values["judged"] == "valid"
+    for seed in values["seeds"]:
+        lines = evaluations(tmp_path / "out", f"reproduce-{seed['seed']}")
+        assert seed["test"] is None and seed["valid"] == max(line["va_f1"] for line in lines)
+        assert f"| {seed['seed']} | {seed['valid']:.2f} | labels not public |" in text
+        submission = tmp_path / "out" / "submission" / f"reproduce-{seed['seed']}" / "MRPC.tsv"
+        assert [line.split("\t")[0] for line in submission.read_text().splitlines()] == ["index", *"01234"]
+    after = text.split("## Published test numbers, not measured here")[1]
+    assert "hidden test labels" in after and "| paper (Radford et al. 2018), f1 | 82.3 |" in after
+    assert "train has 16 examples, the published data 3,668" in text
+    capsys.readouterr()
+    reproduce.main(argv)
+    assert "finished already: seeds 42, 43" in capsys.readouterr().out

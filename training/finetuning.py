@@ -3,6 +3,7 @@
 import os
 import re
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -10,9 +11,12 @@ import datasets
 from formats import progress
 from formats.errors import BadInput
 from formats.files import load_tensors, write_atomically
+from loss import mean_task_loss, task_losses
+from tasks import metrics, scores, submissions
 from training import loop
-from utils import require_ranges
+from utils import read_log, require_ranges
 
+# of train_t5.py, as train.py has all of gpt_tasks.GPT_TASKS:
 # name -> (reader of data_dir, name of the submission file); analysis.REPORTS has a report on each
 DATASETS = {"rocstories": (datasets.rocstories, "ROCStories.tsv")}
 
@@ -23,6 +27,11 @@ def add_task_options(parser):
     data.add_argument("--dataset", choices=tuple(DATASETS), default="rocstories", help="the task")
     data.add_argument("--data_dir", default="data/", help="folder with the data set's files")
     data.add_argument("--n_valid", type=int, default=374, help="stories split off the validation file for validation")
+    add_submission_options(data)
+
+
+def add_submission_options(data):
+    """Add what is done with the predictions to a group of options."""
     data.add_argument("--submission_dir", default="submission/", help="folder for the predictions on the test file")
     data.add_argument("--submit", action="store_true", help="predict the test file with the best parameters")
     data.add_argument("--analysis", action="store_true", help="print the accuracies (needs --submit)")
@@ -35,6 +44,15 @@ def check_task_options(args):
         BadInput: naming the option, its value and what is allowed.
     """
     require_ranges(args, {"n_valid": (1, None)})
+    check_submission_options(args)
+
+
+def check_submission_options(args):
+    """Check the options of add_submission_options.
+
+    Raises:
+        BadInput: naming the option.
+    """
     if args.analysis and not args.submit:
         raise BadInput("--analysis needs the predictions: give --submit too")
 
@@ -68,6 +86,21 @@ def cost_and_accuracy(logits, labels):
     labels = torch.as_tensor(labels, device=logits.device).long()
     cost = F.cross_entropy(logits.float(), labels).item()
     return cost, 100 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def cost_and_metrics(task, logits, examples):
+    """Return (mean cost per example in nats, {metric: percent}) of logits [n, c].
+
+    Args:
+        task: see gpt_tasks.Task. examples: the n Examples.
+    """
+    y = torch.as_tensor(examples.targets(np.arange(len(logits))), device=logits.device)
+    cost = mean_task_loss(task_losses(logits, y), y).item()
+    if task.score_range is None:
+        predictions = logits.argmax(1)
+    else:
+        predictions = scores.expected(logits, task.score_range[0])
+    return cost, metrics.of(task.metrics, predictions.cpu().numpy(), examples.labels[:len(logits)])
 
 
 def make_evaluation(args, logits_of_split, train_labels, valid_labels):
@@ -120,3 +153,32 @@ def finish(args, model, encoder, world, test_logits, test_labels):
         write_submission(path, logits.argmax(1).tolist())
     return loop.outcome(args, model, encoder, world, {"test": cost_and_accuracy(logits, test_labels)[1]},
                         submission=path)
+
+
+def finish_task(args, task, splits, model, encoder, world, logits_of_split):
+    """End a run of train.py: as finish, for any task and all of its test splits.
+
+    Args:
+        task: see gpt_tasks.Task. splits: {name: Examples}.
+        logits_of_split: function of a name in splits returning [n, c] logits.
+    Returns:
+        see loop.Outcome; its accuracies are the task's first metric, for 'test' only where the split has labels.
+    """
+    load_best(args, model, world)
+    lines, first = read_log(loop.paths(args)["log"]) if world.is_first else [], f"va_{task.metrics[0]}"
+    found = [line[first] for line in lines if isinstance(line, dict) and first in line]
+    values, written = {"valid": max(found)} if found else {}, {}
+    for split, name in (task.submission if args.submit else {}).items():
+        if split not in splits:
+            continue
+        logits, path = logits_of_split(split), os.path.join(args.submission_dir, name)
+        if world.is_first:
+            submissions.write_submission(path, task, splits[split], logits)
+        written[split] = path
+        if split == "test" and splits[split].labels is not None:
+            values["test"] = cost_and_metrics(task, logits, splits[split])[1][task.metrics[0]]
+    for split in splits:
+        if args.submit and split.startswith("valid_"):  # MNLI's other one
+            values[split] = cost_and_metrics(task, logits_of_split(split), splits[split])[1][task.metrics[0]]
+    more = {"submission": written["test"]} if "test" in written else {}
+    return loop.outcome(args, model, encoder, world, values, **more)

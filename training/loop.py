@@ -28,7 +28,8 @@ from utils import ResultLogger, Stopped, read_log
 
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
 FREE_ON_RESUME = {"resume", "submit", "analysis", "save_every", "device", "log_dir", "save_dir", "submission_dir",
-                  "data_dir", "model_dir", "encoder_path", "bpe_path", "out", "text", "valid_text", "compile"}
+                  "data_dir", "model_dir", "encoder_path", "bpe_path", "out", "text", "valid_text", "compile",
+                  "train_file", "valid_file", "test_file", "cache_dir", "show", "show_split"}
 
 # What a checkpoint notes besides the options -> what is said where it differs
 FROM_DATA = {"data": "the training and validation data are not those of then",
@@ -47,7 +48,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         accuracies: {'valid': best validation accuracy, 'test': test accuracy, with --submit}, in percent; empty for
-            pre-training.
+            pre-training. Of a task that is judged otherwise: its first metric, which heads repr too.
         log: a pandas.DataFrame, one row for each evaluation, its columns those of the log; None in the processes
             other than the first.
         paths: {'log', 'best', 'checkpoint', and 'submission' or 'model_dir' where there is one: path}.
@@ -62,7 +63,9 @@ class Outcome(NamedTuple):
     encoder: Any
 
     def __repr__(self):
-        parts = [f"{name} accuracy {value:.2f} %" for name, value in self.accuracies.items()]
+        logged = [] if self.log is None else [name.removeprefix("va_") for name in self.log if name.startswith("va_")]
+        metric = next((name for name in logged if name not in ("cost", "acc", "ppl")), "accuracy")
+        parts = [f"{name} {metric} {value:.2f} %" for name, value in self.accuracies.items()]
         if self.log is not None and len(self.log):
             last = self.log.iloc[-1]
             parts.insert(0, f"{last['n_updates']:.0f} updates in {last['n_epochs']:.0f} epochs")
