@@ -4,6 +4,7 @@ import json
 
 # our name -> (file of the golden, keys in it); mnli's sets have keys of their own there
 WHERE = {**{name: ("glue", (name,)) for name in ("cola", "sst2", "mrpc", "qqp", "stsb", "qnli", "rte", "wnli", "ax")},
+         "wnli_wsc": ("glue", ("wnli_simple_eval",)),
          "mnli": ("glue", ("mnli", "mnli_matched", "mnli_mismatched")),
          **{name: ("super_glue", (name,)) for name in ("boolq", "cb", "copa", "multirc", "record", "wic", "axb",
                                                          "axg")},

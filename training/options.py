@@ -24,10 +24,14 @@ T5_SIZES = {"d_model": ("dim",), "d_ff": ("d_ff",), "n_head": ("enc_heads", "dec
             "d_kv": ("enc_dim_head", "dec_dim_head"), "n_layer": ("enc_depth", "dec_depth")}
 
 
-def add_run_options(parser, n_iter, n_batch, n_gpu):
-    """Add the options that every training script has, with the given defaults."""
+def add_run_options(parser, n_iter, n_batch, n_gpu, needs_desc=True):
+    """Add the options that every training script has, with the given defaults.
+
+    Args:
+        needs_desc: False: --desc may be missing here, see check_run_options.
+    """
     run = parser.add_argument_group("the run")
-    run.add_argument("--desc", required=True, help="name of the run; names its log and save folder")
+    run.add_argument("--desc", required=needs_desc, help="name of the run; names its log and save folder")
     run.add_argument("--log_dir", default="log/", help="folder for <desc>.jsonl, the log")
     run.add_argument("--save_dir", default="save/", help="folder for <desc>/best_params and <desc>/checkpoint")
     run.add_argument("--seed", type=int, default=42, help="fixes initial weights, order and dropout")
