@@ -12,15 +12,60 @@ of the vocabulary.
 import torch
 import torch.nn.functional as F
 
+from formats.errors import BadInput
 from formats.t5_files import IGNORED, PAD
+from formats.tensor_files import is_true
 
-__all__ = ["double_head_loss", "lm_losses", "mean_task_loss", "t5_loss", "target_log_probs", "task_losses",
-           "token_losses", "word_loss"]
+__all__ = ["double_head_loss", "lm_losses", "mean_task_loss", "require_batch", "require_targets", "t5_loss",
+           "target_log_probs", "task_losses", "token_losses", "word_loss"]
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """Logits in float32, or in float64 if they are: losses are never taken in a half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def require_batch(x: torch.Tensor, m: torch.Tensor, n_logits: int | None = None) -> None:
+    """Refuse an x and an m that are no batch.
+
+    Args:
+        x: int [..., t, 2]; m: [..., t]. n_logits: task logits of each example, where there is a task.
+    Raises:
+        BadInput: their shapes do not belong together; a weight in m is negative or not a number; there is a single
+            choice, of which nothing is learned.
+    """
+    if x.dim() < 3 or x.size(-1) != 2:
+        raise BadInput(f"x is {list(x.shape)}, expected int [b, c, t, 2] or [b, t, 2]: token ids and position ids")
+    if m.shape != x.shape[:-1]:
+        raise BadInput(f"m is {list(m.shape)}, expected {list(x.shape[:-1])} for x {list(x.shape)}: 1 at tokens to "
+                       "learn from, 0 at padding")
+    if is_true(~(m >= 0).all()):
+        raise BadInput(f"m has the value {m[~(m >= 0)][0].item():g}, expected 0 or more: 1 at tokens to learn from, 0 "
+                       "at padding")
+    if n_logits == 1 and x.dim() == 4 and x.size(1) == 1:
+        raise BadInput(f"x is {list(x.shape)}: a single choice for each example, of which nothing is learned; expected "
+                       "int [b, c, t, 2] with two choices or more")
+
+
+def require_targets(y: torch.Tensor, b: int, n: int) -> None:
+    """Refuse targets that do not belong to task logits [b, n]; what y may be says task_losses.
+
+    Raises:
+        BadInput: another shape, a class that there is not, a truth that is not from 0 to 1, no distribution.
+    """
+    if n == 1:
+        what = f"[{b}], how true each is, 0 to 1"
+        wrong = ((y < 0) | (y > 1) | (y != y)) & (y != IGNORED)
+    else:
+        what = f"int [{b}], classes 0 to {n - 1} ({IGNORED}: none), or float [{b}, {n}], distributions over them"
+        wrong = ((y < 0) | (y >= n) | (y != y.long())) & (y != IGNORED)
+    if tuple(y.shape) not in {(b,), (b, n)}:
+        raise BadInput(f"y is {list(y.shape)}, expected {what}")
+    if n > 1 and y.dim() == 2:
+        wrong = ~((y >= 0).all(1) & ((y.float().sum(1) - 1).abs() < 0.01))      # [b]
+    if is_true(wrong.any()):
+        at = int(wrong.flatten().int().argmax())
+        raise BadInput(f"y[{at}] is {y[at].tolist()}, expected {what}")
 
 
 def lm_losses(lm_logits: torch.Tensor, x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
@@ -31,8 +76,14 @@ def lm_losses(lm_logits: torch.Tensor, x: torch.Tensor, m: torch.Tensor) -> torc
             0 at padding.
     Returns:
         [b], sum(masked token losses) / sum(mask[1:]) in nats; 0 where the mask is all zeros.
+    Raises:
+        BadInput: see require_batch; or there are logits of another number of tokens.
     """
+    require_batch(x, m)
     b, t = m.shape
+    if len(lm_logits) != b * (t - 1):
+        raise BadInput(f"lm_logits are {list(lm_logits.shape)}, expected [{b * max(t - 1, 0)}, v] for x "
+                       f"{list(x.shape)}")
     labels = x[:, 1:, 0].long()
     losses = F.cross_entropy(at_least_float32(lm_logits), labels.flatten(), reduction="none")
     m = (m[:, 1:] * (labels != IGNORED)).to(losses.dtype)
@@ -60,7 +111,12 @@ def task_losses(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             true it is, 0 to 1.
     Returns:
         [b], cross entropy in nats.
+    Raises:
+        BadInput: see require_targets.
     """
+    if logits.dim() != 2:
+        raise BadInput(f"logits are {list(logits.shape)}, expected [b, n], of n choices or classes")
+    require_targets(y, *logits.shape)
     logits = at_least_float32(logits)
     if logits.size(1) == 1:
         y = y.to(logits.dtype).view(-1)
@@ -84,9 +140,12 @@ def double_head_loss(lm_logits: torch.Tensor, clf_logits: torch.Tensor, x: torch
             NumPy arrays too.
     Returns:
         train_loss (scalar), clf_losses [b], lm_losses [b * c].
+    Raises:
+        BadInput: see require_batch and require_targets.
     """
     x, m, y = (value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device=clf_logits.device)
                for value in (x, m, y))
+    require_batch(x, m, clf_logits.size(-1))
     clf = task_losses(clf_logits, y)
     lm = lm_losses(lm_logits, x.flatten(0, -3), m.flatten(0, -2))
     loss = mean_task_loss(clf, y)

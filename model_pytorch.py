@@ -339,8 +339,11 @@ class LMHead(nn.Module):
 class _ClassifyHead(nn.Module):
     """What the heads share: the hidden state at the classify token, dropout, a linear layer.
 
-    Weights start at N(0, 0.02) and biases at 0 (TF function `clf`).
+    Weights start at N(0, 0.02) and biases at 0 (TF function `clf`). Each head says which x it takes: the numbers of
+    axes, the number of sequences of an example (None: any), and both in words.
     """
+
+    dims, n_sequences, takes = (4,), None, "int [b, c, t, 2]"
 
     def __init__(self, clf_token: int, cfg: dotdict, n_out):
         super().__init__()
@@ -351,7 +354,13 @@ class _ClassifyHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def position(self, x: torch.Tensor) -> torch.Tensor:
-        """int [..., t, 2] -> int64 [...]: where each sequence has its FIRST classify token; 0 if nowhere."""
+        """int [..., t, 2] -> int64 [...]: where each sequence has its FIRST classify token; 0 if nowhere.
+
+        Raises:
+            BadInput: x has not as many sequences an example as the head takes.
+        """
+        if x.dim() not in self.dims or x.dim() == 4 and self.n_sequences not in (None, x.size(1)):
+            raise BadInput(f"x is {list(x.shape)}, but a {type(self).__name__} takes {self.takes}")
         return (x[..., 0] == self.clf_token).int().argmax(-1)
 
     def pooled(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -371,6 +380,8 @@ class _ClassifyHead(nn.Module):
 class MultipleChoiceHead(_ClassifyHead):
     """One logit per choice; the choices of an example share one dropout mask."""
 
+    takes = "int [b, c, t, 2], the c choices of each example"
+
     def __init__(self, clf_token: int, cfg: dotdict):
         super().__init__(clf_token, cfg, 1)
 
@@ -383,6 +394,8 @@ class MultipleChoiceHead(_ClassifyHead):
 class ClfHead(_ClassifyHead):
     """n_class logits for each sequence (paper section 3.3: classification, entailment)."""
 
+    dims, n_sequences, takes = (3, 4), 1, "int [b, t, 2] or [b, 1, t, 2], one sequence for each example"
+
     def __init__(self, clf_token: int, cfg: dotdict, n_class: int):
         super().__init__(clf_token, cfg, n_class)
 
@@ -392,7 +405,12 @@ class ClfHead(_ClassifyHead):
 
 
 class SimilarityHead(_ClassifyHead):
-    """Two texts in both orders, whose states are added before the linear layer (paper section 3.3)."""
+    """Two texts in both orders, whose states are added before the linear layer (paper section 3.3).
+
+    Dropout of the sum is ours: the paper names no mask here.
+    """
+
+    n_sequences, takes = 2, "int [b, 2, t, 2], the two texts of each example in both orders"
 
     def __init__(self, clf_token: int, cfg: dotdict, n_class: int = 1):
         super().__init__(clf_token, cfg, n_class)
@@ -409,15 +427,29 @@ TASK_HEADS = {
 }
 
 
+# name of a head with a number of classes -> its class, and the fewest classes
+SIZED_HEADS = {"classification": (ClfHead, 2), "similarity": (SimilarityHead, 1)}
+
+
 def make_task_head(task_head_type: str | tuple, clf_token: int, cfg: dotdict) -> nn.Module:
-    """Return the head for a name in TASK_HEADS or for ('classification', number of classes)."""
+    """Return the head for a name in TASK_HEADS, or for (name in SIZED_HEADS, number of classes).
+
+    'inference' has 3 classes; entailment of n classes is ('classification', n). 'similarity' has one logit, for yes;
+    ('similarity', n) has n, of classes or of whole scores.
+
+    Raises:
+        BadInput: there is no such head.
+    """
     if isinstance(task_head_type, str) and task_head_type in TASK_HEADS:
         return TASK_HEADS[task_head_type](clf_token, cfg)
-    if isinstance(task_head_type, (tuple, list)) and len(task_head_type) == 2 \
-            and task_head_type[0] == "classification" and isinstance(task_head_type[1], int):
-        return ClfHead(clf_token, cfg, task_head_type[1])
-    raise ValueError(f"task_head_type is {task_head_type!r}, allowed are "
-                     f"{', '.join(map(repr, TASK_HEADS))} and ('classification', n_class)")
+    if isinstance(task_head_type, (tuple, list)) and len(task_head_type) == 2:
+        name, n_class = task_head_type
+        head, fewest = SIZED_HEADS.get(name, (None, 1)) if isinstance(name, str) else (None, 1)
+        if head is not None and isinstance(n_class, int) and not isinstance(n_class, bool) and n_class >= fewest:
+            return head(clf_token, cfg, n_class)
+    raise BadInput(f"task_head_type is {task_head_type!r}, allowed are {', '.join(map(repr, TASK_HEADS))}, "
+                   + " and ".join(f"({name!r}, n_class from {fewest} on)"
+                                  for name, (_, fewest) in SIZED_HEADS.items()))
 
 
 def hidden_states_and_keep(transformer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

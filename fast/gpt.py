@@ -26,7 +26,7 @@ from fast.dropout import draw_keep, dropout, look_up, rate
 from fast.known import knows
 from fast.matmul import matmul, matmul_made, matmul_of
 from fast.packing import Packing
-from loss import double_head_loss, mean_task_loss, task_losses, word_loss
+from loss import double_head_loss, mean_task_loss, require_batch, task_losses, word_loss
 from model_pytorch import LMModel, MultipleChoiceHead
 
 
@@ -175,13 +175,17 @@ def losses(model: nn.Module, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor,
     Returns:
         train_loss: mean_task_loss + lm_coef * mean(lm_losses), a scalar.
         clf_losses: [b].
+    Raises:
+        BadInput: see loss.require_batch, loss.require_targets and the head.
     """
     x, m, y = (_tensor(value, model) for value in (x, m, y))
     learns = any(torch.is_tensor(weight) and weight.requires_grad for weight in (m, lm_coef))
     if learns or not knows(model) or not x.numel():  # the fast loss has no gradients in the weights of its terms
         return double_head_loss(*model(x), x, m, y, lm_coef)[:2]
+    at = model.task_head.position(x)                                         # [b, c]
+    require_batch(x, m, 1 if isinstance(model.task_head, MultipleChoiceHead) else None)
     model.transformer.require_ids(x)
-    rows, at = x.flatten(0, -3), model.task_head.position(x)                 # [bc, t, 2], [b, c]
+    rows = x.flatten(0, -3)                                                  # [bc, t, 2]
     steps = torch.arange(rows.size(1), device=x.device)
     scale = lm_token_scale(m.flatten(0, -2))                                 # [bc, t], token predicted AT t
     if lm_coef == 0:
@@ -241,8 +245,8 @@ def _choice_logits(model, x):
     are laid out as one row: beginning, rest of choice 1, rest of choice 2, ...; a mask keeps the choices from seeing
     each other. Measured on one core of an AMD EPYC: without it an evaluation takes 1.7 times as long.
     """
-    model.transformer.require_ids(x)
     at = model.task_head.position(x)                                         # [b, c]
+    model.transformer.require_ids(x)
     b, c, t = x.shape[:3]
     differs = (x != x[:, :1]).any(-1).any(1)                                 # [b, t]
     shared = torch.where(differs.any(1), differs.int().argmax(1), t)

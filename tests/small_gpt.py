@@ -7,7 +7,8 @@ from gpt_golden import no_dropout
 from model_pytorch import DoubleHeadModel, LMModel
 
 N_VOCAB, N_CTX = 97, 23
-HEADS = ["multiple_choice", "similarity", "inference", ("classification", 7)]
+HEADS = ["multiple_choice", "similarity", "inference", ("classification", 7), ("similarity", 4)]
+N_LOGITS = {"multiple_choice": 2, "similarity": 1, "inference": 3, ("classification", 7): 7, ("similarity", 4): 4}
 
 
 def story_batch(seed, examples=5, choices=2, n_vocab=N_VOCAB, n_ctx=N_CTX):
@@ -34,9 +35,10 @@ def batch_for(kind, seed=1):
     """x, m, y for a head of HEADS."""
     if kind in ("multiple_choice", "similarity"):
         return story_batch(seed)
-    x, m, _ = story_batch(seed, choices=1)
-    n_class = 3 if kind == "inference" else kind[1]
-    return x[:, 0], m[:, 0], torch.randint(n_class, (len(x),), generator=torch.Generator().manual_seed(seed))
+    pairs = kind[0] == "similarity"
+    x, m, _ = story_batch(seed, choices=2 if pairs else 1)
+    y = torch.randint(N_LOGITS[kind], (len(x),), generator=torch.Generator().manual_seed(seed))
+    return (x, m, y) if pairs else (x[:, 0], m[:, 0], y)
 
 
 def small_model(seed=0, n_vocab=N_VOCAB, n_ctx=N_CTX, head="multiple_choice", **settings):
