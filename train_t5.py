@@ -16,6 +16,7 @@ and the prediction is the target with the larger log-probability. Writes the fil
 tr_cost and va_cost are the cross entropy of choosing between the two targets, in nats per example.
 """
 
+import json
 import os
 import sys
 import zlib
@@ -118,6 +119,13 @@ def cloze_texts(split):
             for story, one, two in zip(*split[:3], strict=True)]
 
 
+def show_cloze(args):
+    """Print the first stories of a split as text, a JSON object a line, as text_to_text.show does for tasks."""
+    split = finetuning.read_splits(args)[("train", "valid", "test").index(args.show_split)]
+    for source, label in list(zip(cloze_texts(split), split[3], strict=True))[:args.show]:
+        print(json.dumps({"task": args.dataset, "input": source, "target": TARGETS[label]}, ensure_ascii=False))
+
+
 def pad(sequences, device):
     """Return int64 [b, longest], the lists of ids padded with PAD."""
     longest = max(map(len, sequences))
@@ -156,7 +164,7 @@ def main(argv=None):
     args = parse_args(argv)
     if args.show is not None:
         text_to_text.check_options(args)
-        return text_to_text.show(args)
+        return text_to_text.show(args) if text_to_text.is_task(args) else show_cloze(args)
     world = distributed.join(args.device)
     check_args(args, world)
     with runs.alone(args, world):

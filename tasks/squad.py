@@ -1,6 +1,7 @@
 """Reader of SQuAD 1.1: train-v1.1.json and dev-v1.1.json."""
 
 import json
+import re
 
 from formats.errors import BadInput, MissingInput
 from formats.files import is_lfs_pointer, read_text
@@ -35,6 +36,9 @@ def read_squad(path: str) -> list[dict]:
         if not isinstance(found, kind):
             what = {list: "a list", str: "a text"}[kind]
             raise BadInput(f"{path}: {where} has {name} {shown(found)}, expected {what} ({LAYOUT})")
+        if kind is str and re.search("[\0\ud800-\udfff]", found):
+            raise BadInput(f"{path}: {where} has a {name} with a NUL or half a character (a lone surrogate); "
+                           "correct it")
         return found
 
     questions = []
@@ -44,10 +48,11 @@ def read_squad(path: str) -> list[dict]:
             context = of(paragraph, "context", str, where)
             for question in of(paragraph, "qas", list, where):
                 name = of(question, "id", str, where)
-                answers = [of(answer, "text", str, f"question {name}")
-                           for answer in of(question, "answers", list, f"question {name}")]
+                answers = [of(answer, "text", str, f"question {shown(name)}")
+                           for answer in of(question, "answers", list, f"question {shown(name)}")]
                 if not answers:
-                    raise BadInput(f"{path}: question {name} has no answer; expected SQuAD 1.1, where each has one")
+                    raise BadInput(f"{path}: question {shown(name)} has no answer; expected SQuAD 1.1, where each has "
+                                   "one")
                 questions.append({"question": of(question, "question", str, where), "context": context,
                                   "answers": answers, "id": name})
     if not questions:

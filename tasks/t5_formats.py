@@ -114,10 +114,12 @@ def wnli_as_wsc(features: dict) -> list[dict]:
     after it with the end. What is between is the noun. The original's own rule picks differently in odd cases.
 
     Raises:
-        BadInput: the premise holds none of PRONOUNS.
+        BadInput: the premise holds none of PRONOUNS, or the hypothesis no word.
     """
     premise, hypothesis = features["sentence1"], features["sentence2"]
     words, other = _words(premise), _words(hypothesis)
+    if not other:
+        raise BadInput(f"example {features['idx']}: the hypothesis {hypothesis[:60]!r} holds no word")
     best = None
     for place, (word, *_) in enumerate(words):
         if word in PRONOUNS:

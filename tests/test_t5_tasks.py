@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+import re
 from functools import partial
 
 import pytest
@@ -9,6 +11,7 @@ from t5_task_files import WHERE, golden_file, write_files
 
 from formats.errors import BadInput, MissingInput
 from tasks import t5_formats, t5_metrics
+from tasks.t5_submission import file_name, write_predictions
 from tasks.t5_tasks import GLUE, MIXTURES, SUPER_GLUE, TASKS, evaluate, read_examples
 
 
@@ -139,3 +142,114 @@ def test_a_missing_file_is_named(tmp_path):
             with pytest.raises(MissingInput) as error:
                 read_examples(task, str(tmp_path), split)
             assert str(tmp_path) in str(error.value) and "\n" not in str(error.value), name
+
+
+def damaged(data, draw):
+    """A file's bytes with one thing changed, as editors, downloads and scripts change it."""
+    place = draw.randrange(len(data) + 1)
+    kind = draw.randrange(7)
+    if kind == 0:
+        return data[:place]
+    if kind == 1:
+        return data[:place] + bytes([draw.randrange(256)]) + data[place + 1:]
+    if kind == 2:
+        return data[:place] + draw.choice([b"\t", b"\n", b'"', b"\xe4", b"\0", b"\r", b",", b"}", b"{"]) + data[place:]
+    if kind == 3:  # a value of another kind
+        words = [b"null", b"[]", b"{}", b"-1", b"1e999", b'"\\ud800"', b"true", b"9" * 30]
+        values = list(re.finditer(rb'(?<=: )("[^"]*"|-?\d+|true|false)', data))
+        if not values:
+            return data + b"\n" + draw.choice(words)
+        value = draw.choice(values)
+        return data[:value.start()] + draw.choice(words) + data[value.end():]
+    if kind == 4:
+        lines = data.split(b"\n")
+        del lines[draw.randrange(len(lines))]
+        return b"\n".join(lines)
+    if kind == 5:
+        end = draw.randrange(place, len(data) + 1)
+        return data[:end] + data[place:end] + data[end:]
+    return data.replace(draw.choice([b"text", b"label", b"idx", b"question", b"answers", b"sentence"]), b"other", 1)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_damaged_files_give_examples_or_one_line(golden, tmp_path, name):
+    expected = write_files(golden, name, tmp_path)
+    draw = random.Random(name)
+    files = [path for path in sorted(tmp_path.rglob("*")) if path.is_file()]
+    refused = 0
+    for _ in range(60):
+        path = draw.choice(files)
+        data = path.read_bytes()
+        path.write_bytes(damaged(data, draw))
+        for split in expected:
+            try:
+                outputs = read_examples(TASKS[name], str(tmp_path), split)
+                assert all(isinstance(output[side], str) for output in outputs for side in ("inputs", "targets"))
+                assert all(output[side].encode() is not None for output in outputs for side in ("inputs", "targets"))
+            except (BadInput, MissingInput) as error:
+                refused += 1
+                assert "\n" not in str(error) and len(str(error)) < 700 and str(tmp_path) in str(error)
+        path.write_bytes(data)
+    assert refused > 2
+
+
+WORDS = {  # task -> (predicted texts, rows or objects of the file)
+    "cola": (["acceptable", "what"], ["index\tprediction", "0\t1", "1\t0"]),
+    "qnli": (["not_entailment"], ["index\tprediction", "0\tnot_entailment"]),
+    "wnli": (["entailment", "not_entailment"], ["index\tprediction", "0\t1", "1\t0"]),
+    "wnli_wsc": (["the farmer", "Paul"], ["index\tprediction", "0\t1", "1\t0"]),
+    "stsb": (["7.5", "nan", "2.6", "x"], ["index\tprediction", "0\t5.0", "1\t0.0", "2\t2.6", "3\t0"]),
+    "boolq": (["True", "False"], [{"idx": 0, "label": "true"}, {"idx": 1, "label": "false"}]),
+    "wic": (["False"], [{"idx": 0, "label": "false"}]),
+    "wsc": (["foal"], [{"idx": 0, "label": "True"}]),
+    "copa": (["choice2"], [{"idx": 0, "label": 1}]),
+    "cb": (["neutral"], [{"idx": 0, "label": "neutral"}]),
+    "super_glue_rte": (["not_entailment"], [{"idx": 0, "label": "not_entailment"}]),
+    "record": (["Ana"], [{"idx": 0, "label": "Ana"}]),
+    "axb": (["entailment"], [{"idx": 0, "label": "entailment"}]),
+    "axg": (["not_entailment"], [{"idx": 0, "label": "not_entailment"}]),
+    "dpr": (["a\tb\nc"], ["index\tprediction", "0\ta b c"]),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_predictions_have_the_words_of_their_benchmark(golden, tmp_path, name):
+    write_files(golden, name, tmp_path)
+    task, (texts, rows) = TASKS[name], WORDS[name]
+    examples = read_examples(task, str(tmp_path), "valid" if name == "dpr" else "test")
+    examples = (examples * len(texts))[:len(texts)]
+    if name == "boolq":
+        examples[1] = examples[1] | {"idx": 1}
+    path = tmp_path / "out" / file_name(name, "test")
+    write_predictions(str(path), name, task, examples, texts)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert (lines if path.suffix == ".tsv" else [json.loads(line) for line in lines]) == rows
+
+
+ROWS = {  # task, file, its one row, what is said
+    "label": ("boolq", "val.jsonl", '{"passage": "p", "question": "q", "label": "yes"}',
+              "row 1 has label 'yes', expected false or true"),
+    "no label": ("cb", "val.jsonl", '{"premise": "p", "hypothesis": "h", "idx": 0}', "row 1 lacks the field 'label'"),
+    "text": ("copa", "val.jsonl", '{"premise": 3, "choice1": "a"}', "row 1 has premise 3, expected a text"),
+    "entity": ("record", "val.jsonl", '{"idx": 0, "passage": {"text": "ab", "entities": [{"start": 1, "end": 2}]}, '
+               '"qas": []}', "row 1 has an entity from 1 to 2, expected places within the passage of 2"),
+    "questions": ("multirc", "val.jsonl", '{"idx": 0, "passage": {"text": "ab", "questions": "none"}}',
+                  "row 1 has passage.questions 'none', expected a list"),
+    "span": ("wsc", "val.jsonl", '{"text": "a b", "label": true, "target": {"span1_text": "a", "span1_index": 7, '
+             '"span2_text": "b", "span2_index": 1}}', "row 1 has span1 'a' at word 7"),
+    "block": ("dpr", "test.c.txt", "A sentence.\nit\nA,B\n", "block at row 1 has 3 lines, expected 4"),
+    "candidate": ("dpr", "test.c.txt", "A sentence.\nit\nA,B\nC\n", "row 4 is 'C', expected one of 'A,B'"),
+    "layout": ("squad", "dev-v1.1.json", '{"data": [{"paragraphs": 1}]}', "article 1 has paragraphs 1, expected a li"),
+    "lengths": ("wmt_ende", "valid.en", "one\ntwo", "has 2 sentences, but .*valid.de 1"),
+    "column": ("cnn_dailymail", "validation.csv", "article,summary\na,b\n", "lacks the column highlights"),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_bad_rows_get_one_line(tmp_path, kind):
+    name, file, text, message = ROWS[kind]
+    (tmp_path / file).write_text(text, encoding="utf-8")
+    (tmp_path / "valid.de").write_text("eins\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=message) as error:
+        read_examples(TASKS[name], str(tmp_path), "valid")
+    assert file in str(error.value) and "\n" not in str(error.value)

@@ -8,10 +8,12 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from cloze_data import write_data_dir
 from pretraining import argv
 from small_t5 import odd_batch, small_model
 from t5_task_files import WHERE, write_files
 
+import reproduce
 import t5_decoding
 import train_t5
 from formats.errors import BadInput
@@ -23,7 +25,7 @@ from tasks.t5_tasks import TASKS, read_examples
 from tasks.text_pairs import METRICS, read_pairs
 from text_utils import SentencePieceEncoder
 from training import distributed, text_to_text
-from training.mixing import MixedOrders, epoch_length, proportions
+from training.mixing import MixedOrders, PackedOrders, epoch_length, packed, proportions
 from utils import Stopped, read_log, run_script
 
 SIZES = dict(d_model=18, d_ff=30, n_head=3, d_kv=5, n_layer=2)
@@ -162,6 +164,15 @@ def test_every_task_shows_its_examples_without_model_and_vocabulary(golden, tmp_
                                         for one in outputs]
 
 
+def test_the_cloze_task_shows_its_stories(tmp_path, capsys):
+    train_t5.main(["--data_dir", write_data_dir(tmp_path / "data"), "--n_valid", "9", "--show", "1", "--show_split",
+                   "test"])
+    (line,) = capsys.readouterr().out.splitlines()
+    shown = json.loads(line)
+    assert shown["task"] == "rocstories" and shown["target"] in train_t5.TARGETS
+    assert re.fullmatch("rocstories choice1: .* choice2: .* sentence: .*", shown["input"])
+
+
 def test_answers_are_those_of_each_input_alone(monkeypatch):
     model = small_model()
     src, _ = odd_batch(b=5, s=9)
@@ -205,6 +216,52 @@ def test_orders_of_a_mixture_pass_through_each_task_evenly():
     assert (MixedOrders(4, 40, sizes, limit=30)[33] != orders[33]).any()
     single = MixedOrders(3, 2, [9])
     assert sorted(single[0]) == sorted(single[1]) == list(range(9)) and (single[0] != single[1]).any()
+
+
+def test_rows_are_filled_with_what_fits_in_order():
+    lengths = np.array([(3, 1), (4, 1), (2, 1), (1, 4), (9, 1), (5, 2)])
+    rows = packed(np.array([5, 0, 1, 2, 3, 4]), lengths, (9, 4))
+    assert [row.tolist() for row in rows] == [[5, 0], [1, 2], [3], [4]]
+    orders = PackedOrders(MixedOrders(2, 9, [6]), lengths, (9, 4))
+    for epoch in range(9):
+        row_of = orders[epoch]
+        assert len(row_of) == orders.n_rows
+        assert all((lengths[row].sum(0) <= (9, 4)).all() for row in row_of)
+
+
+def test_packed_rows_train_as_their_examples_do(setup):
+    """Rows that hold five of their examples, on average, against as many examples in an update."""
+    common = dict(dropout=0, n_updates=1, n_gpu=1, n_ctx=60, n_target=20)
+    train_t5.main(setup(desc="packed", pack=True, n_batch=2, **common))
+    order = MixedOrders(42, 1, [40])[0]
+    encoder = SentencePieceEncoder.from_folder(str(setup.folder / "t5"))
+    lengths = np.array([[len(ids) + 1 for ids in encoder.encode(list(row), verbose=False)]
+                        for row in pairs(40, seed=40)])
+    n = sum(map(len, packed(order, lengths, (60, 20))[:2]))
+    assert n > 6
+    train_t5.main(setup(desc="single", n_batch=n, **common))
+    first, second = (load_tensors(setup.folder / "save" / desc / "checkpoint")["model"]
+                     for desc in ("packed", "single"))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
+    start = setup(desc="none", n_updates=0)
+    train_t5.main(start)
+    initial = load_tensors(setup.folder / "save" / "none" / "best_params")
+    assert any((initial[name] - p).abs().max() > 1e-3 for name, p in first.items())
+
+
+def test_reproducing_evaluates_as_released_then_fine_tunes(setup, golden, capfd):
+    for name in ("cola", "cb"):
+        write_files(golden, name, setup.folder)
+    folder = setup.folder
+    sizes = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
+    train_t5_options = ["--from_scratch", *sizes, "--n_batch", "2", "--n_gpu", "1", "--decode_length", "4"]
+    reproduce.main(["--t5", "small", "--dataset", "cola,cb", "--data_dir", str(folder), "--model_dir",
+                    str(folder / "t5"), "--out", str(folder / "out"), "--n_updates", "3", "--", *train_t5_options])
+    out = capfd.readouterr().out
+    assert out.count("cb mean_3class_f1: 0.00 on validation; paper, small: 56.9 on test (table 14)") == 2
+    assert [read_log(folder / "out" / "log" / f"{desc}.jsonl")[1]["n_updates"] for desc in ("released", "fine-tuned")
+            ] == [0, 3]
 
 
 def test_own_files_have_three_forms_and_templates(tmp_path):

@@ -313,7 +313,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
             if not math.isfinite(loss):
                 raise BadInput(f"update {state['n_updates'] + 1} (epoch {epoch + 1}, batch {batch + 1}): the loss is "
                                f"{loss}; stopped before the update, the last checkpoint stays; look at the weights "
-                               f"and at examples {sorted(rows.tolist())[:8]}..., or lower --lr")
+                               f"and at examples {sorted(np.hstack(rows).tolist())[:8]}..., or lower --lr")
             world.sum_gradients(model.parameters())
             optimizer.step()
             keep_freed_memory()  # from the second update on

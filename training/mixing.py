@@ -1,8 +1,8 @@
-"""Orders of training examples drawn from several tasks, by the T5 paper's section 3.5.2."""
+"""Orders of training examples: drawn from several tasks (T5 paper, section 3.5.2), packed several to a row."""
 
 import numpy as np
 
-__all__ = ["MixedOrders", "epoch_length", "proportions"]
+__all__ = ["MixedOrders", "PackedOrders", "epoch_length", "packed", "proportions"]
 
 
 def proportions(sizes: list[int], limit: int | None = None, temperature: float = 1.0) -> np.ndarray:
@@ -59,3 +59,45 @@ class MixedOrders:
         if not order:
             return np.zeros(0, dtype=np.int64)
         return np.concatenate(order)[start % size:][:count] + self.offsets[task]
+
+
+def packed(order: np.ndarray, lengths: np.ndarray, limits: tuple[int, int]) -> list[np.ndarray]:
+    """Fill rows with examples in their order, as long as they fit; return the numbers of each row's examples.
+
+    Args:
+        order: int [n], numbers of examples. lengths: int [examples, 2], tokens of input and target of each.
+        limits: tokens of input and target that a row holds.
+    """
+    starts, used = [], np.array(limits)  # a full row, so that the first example opens one
+    for place, number in enumerate(order):
+        used = used + lengths[number]
+        if (used > limits).any():
+            starts.append(place)
+            used = lengths[number]
+    return np.split(order, starts[1:])
+
+
+class PackedOrders:
+    """Orders of rows, each an array of example numbers, in place of single examples.
+
+    All epochs have as many rows as the first: one with more leaves its last ones out, one with fewer takes its first
+    ones a second time.
+
+    Args:
+        orders: of single examples. lengths, limits: see packed.
+    """
+
+    def __init__(self, orders: MixedOrders, lengths: np.ndarray, limits: tuple[int, int]):
+        self.orders, self.lengths, self.limits = orders, lengths, limits
+        self.n_rows = len(packed(orders[0], lengths, limits))
+
+    def __len__(self) -> int:
+        return len(self.orders)
+
+    def __getitem__(self, epoch: int) -> np.ndarray:
+        """Return an array of n_rows arrays."""
+        rows = packed(self.orders[epoch], self.lengths, self.limits)
+        found = np.empty(self.n_rows, dtype=object)
+        for i in range(self.n_rows):
+            found[i] = rows[i % len(rows)]
+        return found

@@ -23,15 +23,15 @@ from tasks.t5_submission import file_name, write_predictions
 from tasks.t5_tasks import MIXTURES, TASKS, Task, evaluate, read_examples
 from tasks.text_pairs import COLUMNS, METRICS, own_task
 from training import loop
-from training.mixing import MixedOrders, epoch_length
+from training.mixing import MixedOrders, PackedOrders, epoch_length
 from utils import read_log, require_ranges
 
 DECODE_LENGTH = 128  # tokens of an answer at most, as in the original's evaluation
 UNDEFINED = -1e9     # the score of a metric that is not defined: below every other
 OWN = "own"
 OF_OWN = ("train_file", "valid_file", "test_file", "columns", "template", "metric")
-OF_TASKS = (*OF_OWN, "n_updates", "eval_every", "n_target", "decode_length", "mixing_limit", "mixing_temperature",
-            "select", "show")
+OF_TASKS = (*OF_OWN, "n_updates", "eval_every", "pack", "n_target", "decode_length", "mixing_limit",
+            "mixing_temperature", "select")
 
 
 def add_options(parser):
@@ -63,6 +63,9 @@ def add_options(parser):
     tasks = parser.add_argument_group("all data sets but rocstories")
     tasks.add_argument("--n_updates", type=int, help="updates in all, in place of --n_iter; 0: evaluate only")
     tasks.add_argument("--eval_every", type=int, help="updates between evaluations, in place of one after each epoch")
+    tasks.add_argument("--pack", action="store_const", const=True,
+                       help="count n_batch in rows of --n_ctx input and --n_target target tokens, each filled with as "
+                            "many examples as fit, as the original does")
     tasks.add_argument("--n_target", type=int, help="target tokens at most (the task's in the paper; own data: 512)")
     tasks.add_argument("--decode_length", type=int, help=f"tokens of an answer at most ({DECODE_LENGTH})")
     tasks.add_argument("--mixing_limit", type=int, help="K: tasks with more examples are drawn as if they had K")
@@ -110,7 +113,9 @@ def check_options(args):
         BadInput: naming the option, its value and what is allowed.
     """
     if not is_task(args):
-        if args.analysis and not args.submit:
+        if args.show is not None:
+            require_ranges(args, {"show": (1, None)})
+        if args.analysis and not args.submit and args.show is None:
             raise BadInput("--analysis needs the predictions: give --submit too")
         unused = [f"--{name}" for name in OF_TASKS if getattr(args, name) is not None]
         if unused:
@@ -271,6 +276,22 @@ def selecting(first, select):
     return UNDEFINED if not values or None in values else float(np.mean(values))
 
 
+def orders_of(args, train, target_length):
+    """The orders in which loop.train takes the examples of some sets, numbered through, or their packed rows."""
+    if not train:
+        return [np.arange(args.n_batch * args.n_gpu)]  # for evaluation alone, which takes nothing from it
+    sizes, temperature = [len(one.inputs) for one in train], args.mixing_temperature or 1.0
+    lengths = np.array([(len(src), len(tgt)) for one in train
+                        for src, tgt in zip(one.inputs, one.targets, strict=True)])
+    n_rows, n_iter, limits = epoch_length(sizes, args.mixing_limit), args.n_iter, (args.n_ctx, target_length)
+    if args.pack:
+        n_rows = PackedOrders(MixedOrders(args.seed, 1, sizes, args.mixing_limit, temperature), lengths, limits).n_rows
+    if args.n_updates is not None:
+        n_iter = -(-args.n_updates // loop.updates_per_epoch(n_rows, args))
+    orders = MixedOrders(args.seed, n_iter, sizes, args.mixing_limit, temperature)
+    return PackedOrders(orders, lengths, limits) if args.pack else orders
+
+
 def finetune(args, model, encoder, world, optimizer, training_loss, vocabulary):
     """Train on the tasks of --dataset and evaluate by decoding; the best parameters are in the run's folder then.
 
@@ -290,19 +311,14 @@ def finetune(args, model, encoder, world, optimizer, training_loss, vocabulary):
     fingerprint = 0
     for ids in inputs + targets + [ids for one in valid for ids in one.inputs]:
         fingerprint = zlib.crc32(ids, fingerprint)
-    if train:
-        sizes, n_iter = [len(one.inputs) for one in train], args.n_iter
-        if args.n_updates is not None:
-            n_iter = -(-args.n_updates // loop.updates_per_epoch(epoch_length(sizes, args.mixing_limit), args))
-        orders = MixedOrders(args.seed, n_iter, sizes, args.mixing_limit, args.mixing_temperature or 1.0)
-    else:
-        orders = [np.arange(args.n_batch * args.n_gpu)]  # for the loop, which takes nothing from it
     # the original pads targets to this, and its loss is a mean over padding too
     full = args.n_target or max((one.task.target_length for one in train), default=1)
+    orders = orders_of(args, train, full)
 
     def tower_loss(rows):
-        src, tgt = (pad([ids[i] for i in rows], world.device) for ids in (inputs, targets))
-        return training_loss(src, tgt) * (tgt.shape[1] / full)
+        numbers = np.concatenate(rows) if args.pack else rows
+        src, tgt = (pad([ids[i] for i in numbers], world.device) for ids in (inputs, targets))
+        return training_loss(src, tgt) * (tgt.numel() / (len(rows) * full))
 
     def evaluation():
         values, first = logged(score_sets(args, model, encoder, valid, world), len(tasks) > 1)
