@@ -1,9 +1,12 @@
-"""Fine-tune GPT-1 on the Story Cloze Test, as OpenAI's finetune-transformer-lm does.
+"""Fine-tune GPT-1 on a task of its paper, as OpenAI's finetune-transformer-lm does, or on your own data.
 
     python train.py --dataset rocstories --desc rocstories --submit --analysis --data_dir DATA
+    python train.py --dataset mnli --desc mnli --data_dir glue_data
+    python train.py --dataset own --task classification --train_file train.csv --desc mine
+    python train.py --dataset mnli --data_dir glue_data --show 3      prints examples as the model reads them, and ends
 
-reads OpenAI's weights from model/ and the two ROCStories files from DATA, trains 3 epochs, keeps the
-parameters that do best on the validation part, and writes
+reads OpenAI's weights from model/ and the data set's files from DATA, trains 3 epochs, keeps the
+parameters that do best on the validation part by the task's first metric (see tasks/gpt_tasks.py), and writes
     log/<desc>.jsonl            the arguments, then one line per evaluation (costs are means per example)
     save/<desc>/best_params     a state dict (torch.load(..., weights_only=True))
     save/<desc>/checkpoint      what --resume continues from
@@ -22,23 +25,23 @@ import analysis
 import fast.gpt
 import opt
 from fast.memory import give_back_free_pages
-from formats.errors import BadInput, warn
+from formats.errors import BadInput
 from formats.gpt_files import WHERE_FROM, read_pretrained
 from formats.hub import local_folder
 from loss import double_head_loss
 from model_pytorch import DoubleHeadModel, load_openai_pretrained_model
-from tasks.layout import SPECIAL, longest, transform_roc
+from tasks.layout import SPECIAL, longest, transform_roc  # noqa: F401 (the original's name, here as it was there)
 from text_utils import TextEncoder
-from training import distributed, finetuning, loop, options, runs
-from utils import OneLineParser, encode_dataset, require_ranges, run_script
+from training import distributed, finetuning, loop, options, runs, task_data
+from utils import OneLineParser, require_ranges, run_script
 
 VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")
 
 def parse_args(argv):
     """Return the options; see --help."""
     p = OneLineParser(prog="train.py", description="Fine-tune GPT-1, as finetune-transformer-lm does.")
-    options.add_run_options(p, n_iter=3, n_batch=8, n_gpu=4)
-    finetuning.add_task_options(p)
+    options.add_run_options(p, n_iter=3, n_batch=8, n_gpu=4, needs_desc=False)
+    finetuning.add_submission_options(task_data.add_data_options(p))
     model = p.add_argument_group("the model")
     model.add_argument("--model_dir", default="model/",
                        help="folder with weights and vocabulary, or OWNER/NAME of a repository on the Hugging Face Hub")
@@ -55,6 +58,8 @@ def parse_args(argv):
     o.add_argument("--lm_coef", type=float, default=0.5, help="weight of the language-model loss; 0: none")
     o.add_argument("--vector_l2", action="store_true", help="decay biases and gains too")
     args = p.parse_args(argv)
+    if args.desc is None and args.show is None:
+        p.error("the following arguments are required: --desc")
     args.encoder_path = args.encoder_path or os.path.join(args.model_dir, VOCABULARY[0])
     args.bpe_path = args.bpe_path or os.path.join(args.model_dir, VOCABULARY[1])
     return args
@@ -88,7 +93,10 @@ def check_args(args, world):
         "n_ctx": (6, None), "n_transfer": (-1, args.n_layer), "clf_pdrop": options.BELOW_ONE, "lr_warmup": (0, 1),
         "lm_coef": (0, None)})
     options.check_run_options(args, world)
-    finetuning.check_task_options(args)
+    task_data.check_data_options(args)
+    finetuning.check_submission_options(args)
+    if args.submit and args.dataset != "rocstories":
+        raise BadInput(f"--submit with --dataset {args.dataset} is not supported; leave it out")
     options.check_gpt_sizes(args)
     find_folder(args)
     if args.n_transfer < 0 or args.init_from is not None:
@@ -107,29 +115,22 @@ def check_args(args, world):
     return released.n_vocab
 
 
-def load_data(args, encoder, n_ctx=None):
-    """Read and encode the data set.
+def load_data(args, encoder, n_ctx=None, world=None):
+    """Read, encode and cut the data set.
 
     Args:
         n_ctx: positions that the parameters have already, where there are some; None: what the data need.
+        world: see task_data.load_data.
     Returns:
-        (splits, n_ctx): train, valid and test as (X, M, Y) arrays, see transform_roc; positions per sequence.
+        (data, n_ctx): the task_data.Data; positions per sequence.
     """
-    splits = encode_dataset(finetuning.read_splits(args), encoder=encoder)
-    max_len = args.n_ctx // 2 - 2
-    cut = sum(max(map(len, x)) > max_len for split in splits for x in zip(*split[:3], strict=True))
-    if cut:
-        warn(f"{cut} of {sum(len(s[0]) for s in splits)} stories have a part longer than {max_len} tokens, "
-             f"which was cut (--n_ctx {args.n_ctx})")
-    needed = longest(splits, max_len)
-    if n_ctx is None:
-        n_ctx = min(needed, args.n_ctx)
-    elif needed > n_ctx:
-        cut = sum(longest([[[part] for part in story]], max_len) > n_ctx
-                  for split in splits for story in zip(*split[:3], strict=True))
-        warn(f"{cut} stories need up to {needed} positions and were cut, as the parameters have {n_ctx}")
-    n_vocab = len(encoder.decoder)
-    return [(*transform_roc(*split[:3], max_len, n_ctx, n_vocab), split[3]) for split in splits], n_ctx
+    return task_data.fit_data(args, task_data.load_data(args, encoder, world), n_ctx)
+
+
+def add_special_tokens(encoder):
+    """Give the three special tokens the ids right after the vocabulary's."""
+    for name in SPECIAL:
+        encoder.encoder[name] = len(encoder.encoder)
 
 
 def make_optimizer(args, model, n_updates_total):
@@ -155,14 +156,27 @@ def task_logits(args, model, x):
 
 
 def main(argv=None):
-    """Run what the options ask for, see the top of this file; return a loop.Outcome."""
+    """Run what the options ask for, see the top of this file; return a loop.Outcome, or None after --show."""
     args = parse_args(argv)
+    if args.show is not None:
+        show(args)
+        return None
     world = distributed.join(args.device)
     n_vocab_pretrained = check_args(args, world)
     with runs.alone(args, world):
         outcome = run(args, world, n_vocab_pretrained)
     give_back_free_pages()
     return outcome
+
+
+def show(args):
+    """Print the first examples as the model reads them; see task_data.show. No weights are needed."""
+    require_ranges(args, {"n_ctx": (6, None)})
+    task_data.check_data_options(args)
+    find_folder(args)
+    encoder = load_encoder(args)
+    add_special_tokens(encoder)
+    task_data.show(args, encoder)
 
 
 def run(args, world, n_vocab_pretrained):
@@ -176,15 +190,13 @@ def run(args, world, n_vocab_pretrained):
         raise BadInput(f"{args.encoder_path}: has {n_vocab} pieces, but the weights in {args.model_dir} have "
                        f"{n_vocab_pretrained} tokens; the two do not belong together; {WHERE_FROM}")
     vocabulary = zlib.crc32(repr(sorted(encoder.decoder.items())).encode())
-    for name in SPECIAL:
-        encoder.encoder[name] = len(encoder.encoder)
-    splits, n_ctx = load_data(args, encoder, start and runs.n_positions(start, n_vocab + len(SPECIAL)))
-    data = [[torch.from_numpy(array).to(world.device) for array in split] for split in splits]
-    (trX, trM, trY), (vaX, _, vaY), (teX, _, teY) = data
-    n_updates_total = loop.updates_per_epoch(len(trX), args) * args.n_iter
+    add_special_tokens(encoder)
+    data, n_ctx = load_data(args, encoder, start and runs.n_positions(start, n_vocab + len(SPECIAL)), world)
+    task, splits = data
+    n_updates_total = loop.updates_per_epoch(len(splits["train"]), args) * args.n_iter
 
-    model = DoubleHeadModel(args, encoder.encoder["_classify_"], "multiple_choice",
-                            vocab=n_vocab + len(SPECIAL) + n_ctx, n_ctx=n_ctx)
+    model = DoubleHeadModel(args, encoder.encoder["_classify_"], task.head, vocab=n_vocab + len(SPECIAL) + n_ctx,
+                            n_ctx=n_ctx)
     load_openai_pretrained_model(model, n_ctx=n_ctx, n_special=len(SPECIAL),
                                  n_transfer=args.n_transfer if args.init_from is None else -1, n_embd=args.n_embd,
                                  path=args.model_dir, verbose=world.is_first and args.init_from is None)
@@ -194,24 +206,33 @@ def run(args, world, n_vocab_pretrained):
     optimizer = make_optimizer(args, model, n_updates_total)
     loop.compile_blocks(args, model.transformer.h, dynamic=True)
 
+    def laid_out(examples, rows):
+        return [None if array is None else torch.from_numpy(array).to(world.device)
+                for array in examples.layout(rows)]
+
     def tower_loss(rows):
-        return training_loss(args, model, trX[rows], trM[rows], trY[rows])
+        return training_loss(args, model, *laid_out(splits["train"], rows))
 
-    inputs = {"train": trX[:args.n_valid], "valid": vaX, "test": teX}
-
-    def logits(split):
+    def logits(split, n):
+        """The logits of the first n examples."""
         # one context for all batches: the weights are converted once
         with loop.autocast(world.device, args.precision):
-            return finetuning.choose(lambda rows: task_logits(args, model, inputs[split][rows]), len(inputs[split]), 2,
-                                     args.n_batch * args.n_gpu, world, verbose=True)
+            return finetuning.choose(lambda rows: task_logits(args, model, laid_out(splits[split], rows)[0]), n,
+                                     task.n_out, args.n_batch * args.n_gpu, world, verbose=True)
 
-    evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
-    orders = loop.draw_orders(args.n_iter, len(trX))
-    fingerprint = 0
-    for array in (*splits[0], *splits[1]):
-        fingerprint = zlib.crc32(np.ascontiguousarray(array).tobytes(), fingerprint)
+    def evaluate():
+        values = {}
+        for part, split, n in (("tr", "train", args.n_valid), ("va", "valid", None)):
+            n = min(n or len(splits[split]), len(splits[split]))
+            values[f"{part}_cost"], found = finetuning.cost_and_metrics(task, logits(split, n), splits[split])
+            values |= {f"{part}_{name}": value for name, value in found.items()}
+        return values, values[f"va_{task.metrics[0]}"]
+
+    orders = loop.draw_orders(args.n_iter, len(splits["train"]))
+    fingerprint = task_data.fingerprint_of(data, n_ctx)
     loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
-    outcome = finetuning.finish(args, model, encoder, world, lambda: logits("test"), teY)
+    test = splits.get("test")
+    outcome = finetuning.finish(args, model, encoder, world, lambda: logits("test", len(test)), test and test.labels)
     if args.analysis and world.is_first:
         analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
     return outcome

@@ -4,8 +4,10 @@ The files are tab-separated, without quoting, with a header in all but CoLA's tr
 by name, the label of MNLI as the last column, as the number of columns changed over the years.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,8 @@ from formats.errors import BadInput, MissingInput, warn_once
 from tasks.files import Table, number_of, open_tsv, shown
 
 __all__ = ["ACCEPTABLE", "DUPLICATE", "ENTAILMENT", "EQUIVALENT", "GLUE_TASKS", "NLI", "NOT_ENTAILMENT_LAST",
-           "SENTIMENT", "GlueTask", "Split", "find_file", "label_names", "read_glue"]
+           "SENTIMENT", "GlueTask", "Split", "collect", "find_file", "glue_files", "label_name",
+           "read_glue", "table_rows"]
 
 NLI = ("entailment", "neutral", "contradiction")
 NOT_ENTAILMENT_LAST = ("entailment", "not_entailment")
@@ -29,7 +32,8 @@ DEV_IDS = ("dev_ids.tsv", "mrpc_dev_ids.tsv")
 MRPC_STRINGS = ["#1 String", "#2 String"]
 
 
-class Split(NamedTuple):
+@dataclass(frozen=True)
+class Split:
     """The examples of a file.
 
     Attributes:
@@ -111,7 +115,7 @@ def find_file(data_dir: str, folders: tuple[str, ...], names: tuple[str, ...], w
     return found
 
 
-def label_names(path: str, number: int, label: str, classes: tuple[str, ...] | None, are_numbers: bool) -> str:
+def label_name(path: str, number: int, label: str, classes: tuple[str, ...] | None, are_numbers: bool) -> str:
     """Return the name of a class as it is written in a file; a score as it is.
 
     Raises:
@@ -132,42 +136,58 @@ def label_names(path: str, number: int, label: str, classes: tuple[str, ...] | N
     return classes[words.index(label)]
 
 
-def collect(table: Table, texts: dict[str, int], label: int | None, name_of: Callable[[int, str], str],
-            keep: Callable[[list[str]], bool] | None = None, any_width: bool = False) -> Split:
-    """Read the rows of an open table.
+def collect(path: str, names: list[str], rows: Iterable[tuple], name_of: Callable[[int, str], str] | None) -> Split:
+    """Make a Split of the rows of a file.
 
     Args:
-        texts: {name of a text: place of its column}. label: place of the label's column; None: there is none.
-        name_of: function of the row's number and the label in the file that returns the label to keep.
-        keep: function of a row's fields that says whether the row belongs to the split; None: all do.
-        any_width: skip rows that are too short, with a warning; and take longer ones for broken too.
+        names: of an example's texts.
+        rows: (number of the row in the file, list of its texts, its label) for each data row; None in place of the
+            texts for a row that is not of this split.
+        name_of: function of the row's number and the label in the file that returns the label to keep; None: the file
+            has no labels. Rows whose label is '' or '-' are left out, with a warning.
     Raises:
-        BadInput: a row is wrong, or there are none.
+        BadInput: a row is wrong, or none is left.
     """
-    columns, labels, index = {name: [] for name in texts}, [], []
-    width, broken, unlabelled = len(table.header or ()), 0, 0
-    for i, (number, fields) in enumerate(table.rows):
-        if any_width and len(fields) != width:
-            broken += 1
+    columns, labels, index, unlabelled = {name: [] for name in names}, [], [], 0
+    for i, (number, texts, label) in enumerate(rows):
+        if texts is None:
             continue
-        if keep is not None and not keep(fields):
-            continue
-        if label is not None:
-            if fields[label].strip() in UNLABELLED:
+        if name_of is not None:
+            if label.strip() in UNLABELLED:
                 unlabelled += 1
                 continue
-            labels.append(name_of(number, fields[label]))
-        for name, place in texts.items():
-            columns[name].append(fields[place])
+            labels.append(name_of(number, label))
+        for name, text in zip(names, texts, strict=True):
+            columns[name].append(text)
         index.append(i)
+    if unlabelled:
+        warn_once(f"{path}: {number_of(unlabelled, 'row')} without a label ('' or '-'); skipped")
+    if not index:
+        raise BadInput(f"{path}: holds no examples{' with a label' if unlabelled else ''}; expected one a row")
+    return Split(path, columns, None if name_of is None else labels, np.array(index, dtype=np.int64))
+
+
+def table_rows(table: Table, places: list[int], label: int | None, belongs: Callable | None = None,
+               any_width: bool = False) -> Iterator[tuple]:
+    """Yield the rows of a table as collect takes them.
+
+    Args:
+        places: of the texts' columns. label: place of the label's column; None: there is none.
+        belongs: function of a row's fields that says whether it is of this split; None: all are.
+        any_width: leave out rows of a wrong width, with a warning.
+    """
+    broken, width = 0, len(table.header or ())
+    for number, fields in table.rows:
+        if any_width and len(fields) != width:
+            broken += 1
+            yield number, None, None
+        elif belongs is not None and not belongs(fields):
+            yield number, None, None
+        else:
+            yield number, [fields[place] for place in places], None if label is None else fields[label]
     if broken:
         warn_once(f"{table.path}: {number_of(broken, 'row')} of another width than the header's {width} fields, as in "
                   "old downloads; skipped")
-    if unlabelled:
-        warn_once(f"{table.path}: {number_of(unlabelled, 'row')} without a label ('' or '-'); skipped")
-    if not index:
-        raise BadInput(f"{table.path}: holds no examples{' with a label' if unlabelled else ''}; expected one a row")
-    return Split(table.path, columns, None if label is None else labels, np.array(index, dtype=np.int64))
 
 
 def read_glue(name: str, data_dir: str, split: str) -> Split:
@@ -184,11 +204,7 @@ def read_glue(name: str, data_dir: str, split: str) -> Split:
         MissingInput, BadInput: the file, the row, what was found and expected.
     """
     task = GLUE_TASKS[name]
-    folders = (task.folder, *OTHER_FOLDERS.get(task.folder, ()))
-    if name == "mrpc":
-        path, keep = _mrpc_file(data_dir, split)
-    else:
-        path, keep = find_file(data_dir, folders, (task.files[split],), name), None
+    path, dev_ids = (*_find_files(name, data_dir, split), None)[:2]
     if name == "cola" and split != "test":
         table, places, label = open_tsv(path, header=False, width=4), [3], 1
     else:
@@ -198,30 +214,40 @@ def read_glue(name: str, data_dir: str, split: str) -> Split:
             label = len(table.header) - 1 if task.label is None else table.places([task.label])[0]
 
     def name_of(number, word):
-        return label_names(path, number, word, task.classes, task.are_numbers)
+        return label_name(path, number, word, task.classes, task.are_numbers)
 
-    if keep is not None:
-        keep = keep(table)
-    return collect(table, dict(zip(task.texts, places, strict=True)), label, name_of, keep, task.any_width)
+    rows = table_rows(table, places, label, dev_ids and _dev_or_not(table, dev_ids, split), task.any_width)
+    return collect(path, list(task.texts), rows, None if label is None else name_of)
 
 
-def _mrpc_file(data_dir, split):
-    """Return (path, None or a function of the open table that returns the function that tells the split's rows)."""
-    folders, task = ("MRPC",), GLUE_TASKS["mrpc"]
+def _dev_or_not(table, dev_ids, split):
+    """Return the function that tells the rows of MRPC's train or dev in the file that holds both."""
+    ids = {tuple(fields) for _, fields in open_tsv(dev_ids, header=False, width=2).rows}
+    first, second = table.places(["#1 ID", "#2 ID"])
+    return lambda fields: ((fields[first], fields[second]) in ids) == (split == "valid")
+
+
+def glue_files(name: str, data_dir: str) -> dict[str, list[str]]:
+    """Return {split: the files that hold it} of a GLUE task, for the splits that are there; see read_glue."""
+    found = {}
+    for split in GLUE_TASKS[name].files:
+        with contextlib.suppress(MissingInput):
+            found[split] = _find_files(name, data_dir, split)
+    return found
+
+
+def _find_files(name, data_dir, split):
+    """Return the file of a split, and after it that with the ids of MRPC's dev part where it is needed."""
+    task = GLUE_TASKS[name]
+    if name != "mrpc":
+        return [find_file(data_dir, (task.folder, *OTHER_FOLDERS.get(task.folder, ())), (task.files[split],), name)]
     names = [task.files[split], f"msr_paraphrase_{'test' if split == 'test' else 'train'}.txt"]
-    path = find_file(data_dir, folders, tuple(reversed(names) if split == "test" else names), "mrpc")
+    path = find_file(data_dir, (task.folder,), tuple(reversed(names) if split == "test" else names), name)
     if split == "test" or not path.endswith(".txt"):
-        return path, None
+        return [path]
     try:
-        ids_path = find_file(os.path.dirname(path), ("MRPC",), DEV_IDS, "mrpc")
+        return [path, find_file(os.path.dirname(path), (task.folder,), DEV_IDS, name)]
     except MissingInput:
         raise MissingInput(f"{os.path.join(os.path.dirname(path), DEV_IDS[0])}: not found; {os.path.basename(path)} "
                            "holds train and dev in one, and this file of GLUE tells which pairs are dev; get it "
                            "(mrpc_dev_ids.tsv in GLUE's download script)") from None
-    ids = {tuple(fields) for _, fields in open_tsv(ids_path, header=False, width=2).rows}
-
-    def belongs(table):
-        first, second = table.places(["#1 ID", "#2 ID"])
-        return lambda fields: ((fields[first], fields[second]) in ids) == (split == "valid")
-
-    return path, belongs

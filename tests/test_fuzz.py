@@ -13,6 +13,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import tracemalloc
 from pathlib import Path
@@ -25,6 +26,8 @@ from cloze_data import rows, write_csv
 from conftest import write_small_vocabulary
 from safetensors.numpy import load_file, save_file
 from t5_vocabularies import write_tokenizer
+from task_files import texts_of, write_task
+from test_own_data import write as write_own
 
 from datasets import _rocstories
 from formats.errors import BadInput, MissingInput
@@ -33,6 +36,10 @@ from formats.gpt_files import _read_gpt_config, read_pretrained
 from formats.gpt_vocabulary import read_folder
 from model_pytorch import ACT_FNS, LMModel, dotdict, export_openai_model
 from t5_pytorch import T5, checkpoint_names, export_t5_model, load_t5_pretrained_model, read_t5_config
+from tasks.glue_files import GLUE_TASKS, read_glue
+from tasks.nli_files import read_snli
+from tasks.own_data import own_examples
+from tasks.race_files import _questions
 from text_utils import SentencePieceEncoder, read_encoder, read_merges
 
 CASES = int(os.environ.get("FUZZ_CASES", "100"))
@@ -121,6 +128,70 @@ def right_csv(loaded, honest):
     for text in (*st, *ct1, *ct2):
         assert "\0" not in text
         text.encode()
+
+
+def make_glue(name):
+    def make(folder):
+        write_task(folder / "all", name)
+        (folder / "all" / GLUE_TASKS[name].folder / "train.tsv").rename(folder / "train.tsv")
+        shutil.rmtree(folder / "all")
+    return make
+
+
+def read_glue_of(name):
+    return lambda folder: read_glue(name, str(folder), "train")
+
+
+def right_split(loaded, honest):
+    """As many texts and labels as there are examples, all of them Unicode; labels of the task."""
+    assert len(loaded) == len(loaded.labels) == len(loaded.index) > 0 and (np.diff(loaded.index) > 0).all()
+    for texts in loaded.texts.values():
+        assert len(texts) == len(loaded)
+        for text in texts:
+            assert "\0" not in text
+            text.encode()
+    assert loaded.texts.keys() == honest.texts.keys()
+    if any(label not in honest.labels for label in loaded.labels):  # another score, or the right number as text
+        assert all(0 <= float(label) <= 5 for label in loaded.labels)
+
+
+def make_snli(folder):
+    write_task(folder / "all", "snli")
+    (folder / "all" / "snli_1.0" / "snli_1.0_train.jsonl").rename(folder / "snli_1.0_train.jsonl")
+    shutil.rmtree(folder / "all")
+
+
+def make_race(folder):
+    write_task(folder / "all", "race")
+    (folder / "all" / "RACE" / "train" / "high" / "1.txt").rename(folder / "1.txt")
+    shutil.rmtree(folder / "all")
+
+
+def right_race(loaded, honest):
+    for article, question, options, answer in loaded:
+        assert answer in "ABCD" and len(options) == 4
+        for text in (article, question, *options):
+            assert "\0" not in text
+            text.encode()
+
+
+def make_own(name):
+    def make(folder):
+        write_own(folder / name, ["text1", "text2", "label"], [[*texts_of(i), f"class {i % 3}"] for i in range(30)])
+    return make
+
+
+def read_own_of(name):
+    return lambda folder: own_examples("similarity", str(folder / name), str(folder / name))
+
+
+def right_own(loaded, honest):
+    task, splits = loaded
+    for split in splits.values():
+        assert set(split.labels) <= set(task.classes) or task.score_range is not None
+        for text in (*split.texts["text1"], *split.texts["text2"], *split.labels):
+            assert "\0" not in text
+            text.encode()
 
 
 def make_released(folder):
@@ -350,6 +421,11 @@ def right_checkpoint(loaded, honest):
 
 KINDS = {
     "csv": (make_csv, read_csv, right_csv),
+    **{f"glue's {name}": (make_glue(name), read_glue_of(name), right_split) for name in ("cola", "qqp", "stsb", "rte")},
+    "snli": (make_snli, lambda folder: read_snli(str(folder), "train"), right_split),
+    "race": (make_race, lambda folder: list(_questions(str(folder / "1.txt"))), right_race),
+    **{f"own {kind}": (make_own(f"own.{kind}"), read_own_of(f"own.{kind}"), right_own) for kind in (
+        "csv", "tsv", "jsonl")},
     "released": (make_released, read_released, right_weights),
     "hub": (make_hub, read_released, right_hub),
     "parts": (make_parts, read_released, right_hub),

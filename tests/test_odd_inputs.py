@@ -72,12 +72,12 @@ def test_odd_rows_train_and_evaluate(run, kind, capsys):
     # and the fast paths still are the plain path on such rows
     encoder = train.TextEncoder(args.encoder_path, args.bpe_path)
     n_vocab = len(encoder.encoder)
-    splits, n_ctx = train.load_data(args, encoder)
+    data, n_ctx = train.load_data(args, encoder)
     model = train.DoubleHeadModel(args, n_vocab + 2, "multiple_choice", n_vocab + 3 + n_ctx, n_ctx)
     saved = torch.load(run.folder / "save" / "tiny" / "best_params", weights_only=True)
     model.load_state_dict(saved)
     model.eval()
-    X, M, Y = map(torch.from_numpy, splits[2])
+    X, M, Y = map(torch.from_numpy, data.splits["test"].layout(slice(None)))
     with torch.no_grad():
         lm_logits, logits = model(X)
         torch.testing.assert_close(fast.gpt.choice_logits(model, X), logits, atol=1e-5, rtol=1e-5)
@@ -97,8 +97,8 @@ def test_a_long_text_is_cut_as_the_original_cuts_it_and_counted_once(run, capsys
     warning = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if "warning" in line]
     assert len(warning) == 1 and "20 of 80 stories" in warning[0] and "longer than 48 tokens" in warning[0]
     encoder = train.TextEncoder(args.encoder_path, args.bpe_path)
-    splits, n_ctx = train.load_data(args, encoder)
-    X, M, _ = splits[2]
+    data, n_ctx = train.load_data(args, encoder)
+    X, M, _ = data.splits["test"].layout(slice(None))
     story = encoder.encode([" ".join(ODD["long text"][0][1:5])], verbose=False)[0]
     assert len(story) > 1000 and n_ctx <= 100
     ending = encoder.encode([ODD["long text"][0][5]], verbose=False)[0]

@@ -63,10 +63,10 @@ def test_costs_are_means_per_example_of_the_plain_path(setup):
     args = train.parse_args(setup())
     encoder = train.TextEncoder(args.encoder_path, args.bpe_path)
     n_vocab = len(encoder.encoder)
-    splits, n_ctx = train.load_data(args, encoder)
+    (_, splits), n_ctx = train.load_data(args, encoder)
     model = train.DoubleHeadModel(args, n_vocab + 2, "multiple_choice", n_vocab + 3 + n_ctx, n_ctx)
     finetuning.load_best(args, model, World(0, 1, torch.device("cpu")))
-    X, _, Y = map(torch.from_numpy, splits[1])
+    X, _, Y = map(torch.from_numpy, splits["valid"].layout(slice(None)))
     with torch.no_grad():
         logits = model(X)[1]
     line = log_of(setup)[-1]
@@ -75,7 +75,7 @@ def test_costs_are_means_per_example_of_the_plain_path(setup):
     assert line["va_acc"] == pytest.approx(100 * (logits.argmax(1) == Y).float().mean())
     predictions = (setup.folder / "submission" / "ROCStories.tsv").read_text().split("\n")[1:-1]
     with torch.no_grad():
-        want = model(torch.from_numpy(splits[2][0]))[1].argmax(1)
+        want = model(torch.from_numpy(splits["test"].layout(slice(None)).x))[1].argmax(1)
     assert [int(p.split("\t")[1]) for p in predictions] == want.tolist()
 
 
@@ -213,7 +213,7 @@ BAD_OPTIONS = {
     "n_head": (dict(n_head=0), "--n_head is 0"), "n_layer": (dict(n_layer=0), "--n_layer is 0"),
     "afn": (dict(afn="tanh"), "--afn.*tanh.*relu.*swish.*gelu"),
     "n_transfer": (dict(n_transfer=3), "--n_transfer is 3.*-1 to 2"),
-    "dataset": (dict(dataset="stsb"), "--dataset.*stsb.*rocstories"),
+    "dataset": (dict(dataset="boolq"), "--dataset.*boolq.*rocstories.*stsb.*own"),
     "lr_schedule": (dict(lr_schedule="x"), "--lr_schedule.*x.*warmup_linear.*warmup_cosine.*warmup_constant"),
     "opt": (dict(opt="sgd"), "--opt.*sgd.*adam"), "number": (dict(n_iter="many"), "--n_iter.*many"),
     "n_iter": (dict(n_iter=0), "--n_iter is 0"), "embd_pdrop": (dict(embd_pdrop=1), "--embd_pdrop is 1"),

@@ -3,6 +3,7 @@
 import os
 import re
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -10,31 +11,28 @@ import datasets
 from formats import progress
 from formats.errors import BadInput
 from formats.files import load_tensors, write_atomically
+from loss import mean_task_loss, task_losses
+from tasks import metrics, scores
 from training import loop
-from utils import require_ranges
 
+# of train_t5.py, as train.py has all of gpt_tasks.GPT_TASKS:
 # name -> (reader of data_dir, name of the submission file); analysis.REPORTS has a report on each
 DATASETS = {"rocstories": (datasets.rocstories, "ROCStories.tsv")}
 
 
-def add_task_options(parser):
-    """Add the options about the data set and what is done with the predictions."""
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset", choices=tuple(DATASETS), default="rocstories", help="the task")
-    data.add_argument("--data_dir", default="data/", help="folder with the data set's files")
-    data.add_argument("--n_valid", type=int, default=374, help="stories split off the validation file for validation")
+def add_submission_options(data):
+    """Add what is done with the predictions to a group of options."""
     data.add_argument("--submission_dir", default="submission/", help="folder for the predictions on the test file")
     data.add_argument("--submit", action="store_true", help="predict the test file with the best parameters")
     data.add_argument("--analysis", action="store_true", help="print the accuracies (needs --submit)")
 
 
-def check_task_options(args):
-    """Check the options of add_task_options.
+def check_submission_options(args):
+    """Check the options of add_submission_options.
 
     Raises:
-        BadInput: naming the option, its value and what is allowed.
+        BadInput: naming the option.
     """
-    require_ranges(args, {"n_valid": (1, None)})
     if args.analysis and not args.submit:
         raise BadInput("--analysis needs the predictions: give --submit too")
 
@@ -68,6 +66,21 @@ def cost_and_accuracy(logits, labels):
     labels = torch.as_tensor(labels, device=logits.device).long()
     cost = F.cross_entropy(logits.float(), labels).item()
     return cost, 100 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def cost_and_metrics(task, logits, examples):
+    """Return (mean cost per example in nats, {metric: percent}) of logits [n, c].
+
+    Args:
+        task: see gpt_tasks.Task. examples: the n Examples.
+    """
+    y = torch.as_tensor(examples.targets(np.arange(len(logits))), device=logits.device)
+    cost = mean_task_loss(task_losses(logits, y), y).item()
+    if task.score_range is None:
+        predictions = logits.argmax(1)
+    else:
+        predictions = scores.expected(logits, task.score_range[0])
+    return cost, metrics.of(task.metrics, predictions.cpu().numpy(), examples.labels[:len(logits)])
 
 
 def make_evaluation(args, logits_of_split, train_labels, valid_labels):

@@ -27,7 +27,7 @@ from utils import ResultLogger, Stopped, read_log
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
 FREE_ON_RESUME = {"resume", "submit", "analysis", "save_every", "device", "log_dir", "save_dir", "submission_dir",
                   "data_dir", "model_dir", "encoder_path", "bpe_path", "out", "text", "valid_text", "compile",
-                  "train_file", "valid_file", "test_file"}
+                  "train_file", "valid_file", "test_file", "cache_dir", "show", "show_split"}
 
 # What a checkpoint notes besides the options -> what is said where it differs
 FROM_DATA = {"data": "the training and validation data are not those of then",

@@ -27,8 +27,7 @@ T5_SIZES = {"d_model": ("dim",), "d_ff": ("d_ff",), "n_head": ("enc_heads", "dec
 def add_run_options(parser, n_iter, n_batch, n_gpu, needs_desc=True):
     """Add the options that every training script has, with the given defaults.
 
-    Args:
-        needs_desc: False: --desc may be missing here, see check_run_options.
+    needs_desc: False where something can be done without a run; the script then asks for --desc itself.
     """
     run = parser.add_argument_group("the run")
     run.add_argument("--desc", required=needs_desc, help="name of the run; names its log and save folder")

@@ -13,8 +13,8 @@ from utils import Stopped
 # Options that the processes of one run may have of their own: where things are, and what the first alone does. That
 # the files hold the same is checked by loop.train.
 MAY_DIFFER = {"log_dir", "save_dir", "submission_dir", "data_dir", "model_dir", "init_dir", "encoder_path", "bpe_path",
-              "text", "valid_text", "train_file", "valid_file", "test_file", "init_from", "save_every", "analysis",
-              "device"}
+              "text", "valid_text", "train_file", "valid_file", "test_file", "cache_dir", "init_from", "save_every",
+              "analysis", "device"}
 NOT_IN_SHAPES = ("n_head", "afn")  # options of a GPT that its parameters' shapes do not tell
 
 
