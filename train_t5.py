@@ -233,6 +233,8 @@ def run(args, world):
         text_to_text.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model), vocabulary)
         finetuning.load_best(args, model, world)
         submissions = text_to_text.submit(args, model, encoder, world) if args.submit else {}
+        if args.select == "each":
+            finetuning.load_best(args, model, world)
         outcome = loop.outcome(args, model, encoder, world, **submissions)
     else:
         outcome = cloze(args, model, encoder, world, optimizer, vocabulary)

@@ -16,6 +16,7 @@ import fast.t5
 import t5_decoding
 from formats import progress
 from formats.errors import BadInput, warn
+from formats.files import load_tensors, save_tensors
 from t5_pytorch import EOS, PAD
 from tasks import t5_metrics
 from tasks.t5_published import PUBLISHED, SIZES
@@ -72,7 +73,8 @@ def add_options(parser):
     tasks.add_argument("--mixing_temperature", type=float, help="T: sizes count to the power 1/T (1)")
     tasks.add_argument("--select", metavar="NAME",
                        help="whose first metric selects the best parameters of a mixture: average (if nothing is "
-                            "given), or a task of it")
+                            "given); a task of it; each: as average, and besides the best for each task, which predict "
+                            "its test set")
 
 
 def is_task(args):
@@ -127,8 +129,8 @@ def check_options(args):
         if getattr(args, name) is not None}
     require_ranges(args, given)
     names = chosen(args)
-    if args.select not in (None, "average", *names):
-        raise BadInput(f"--select is {args.select!r}, allowed is average, {', '.join(names)}")
+    if args.select not in (None, "average", "each", *names):
+        raise BadInput(f"--select is {args.select!r}, allowed is average, each, {', '.join(names)}")
     unused = [f"--{name}" for name in OF_OWN if getattr(args, name) is not None]
     if args.dataset != OWN and unused:
         raise BadInput(f"{', '.join(unused)}: goes with --dataset {OWN}, not with {args.dataset}")
@@ -322,16 +324,38 @@ def finetune(args, model, encoder, world, optimizer, training_loss, vocabulary):
 
     def evaluation():
         values, first = logged(score_sets(args, model, encoder, valid, world), len(tasks) > 1)
+        if args.select == "each" and world.is_first:
+            keep_best(args, model, first, tasks)
         return values, selecting(first, args.select)
 
     loop.train(args, model, optimizer, orders, tower_loss, evaluation, world, fingerprint, vocabulary,
                n_updates=args.n_updates, eval_every=args.eval_every)
 
 
+def best_path(args, name):
+    """The file of the parameters that did best on a task, with --select each."""
+    return f"{loop.paths(args)['best']}_{name}"
+
+
+def keep_best(args, model, first, names):
+    """With --select each: write the parameters for each task on which they do better than all in the log so far."""
+    before = read_log(loop.paths(args)["log"])[1:]
+    for name, value in first.items():
+        known = [next(iter(values_of(line, name, names).values())) for line in before]
+        if not before or (value is not None and all(old is None or value > old for old in known)):
+            save_tensors(best_path(args, name), model.state_dict())
+
+
 def submit(args, model, encoder, world) -> dict[str, str]:
-    """Predict the test sets of the tasks with the model, and write them; {task, or task and set: path}."""
+    """Predict the test sets of the tasks, and write them; {task and set: path}.
+
+    The predictions are the model's; with --select each those of the parameters that did best on the task, which are in
+    the model afterwards.
+    """
     paths = {}
     for name, task in chosen(args).items():
+        if args.select == "each" and task.metrics and task.splits["test"]:
+            model.load_state_dict(load_tensors(best_path(args, name), map_location=world.device))
         for part in task.splits["test"]:
             one = read_set(args, encoder, name, task, part, False, world.is_first)
             texts = decode(args, model, encoder, one.inputs, task.beams, world)
@@ -344,25 +368,34 @@ def submit(args, model, encoder, world) -> dict[str, str]:
     return paths
 
 
+def values_of(line, name, names):
+    """{metric: value} of a task in a line of the log of a run of several tasks, or of one."""
+    start = f"va_{name}_" if len(names) > 1 else "va_"
+    longer = tuple(f"va_{other}_" for other in names if other != name and other.startswith(name))
+    return {key.removeprefix(start): value for key, value in line.items()
+            if key.startswith(start) and not (longer and key.startswith(longer))}
+
+
+def best_line(lines, names, select):
+    """The line of the log with the best parameters: by one task, or by the mean over all that have a metric."""
+    def score(line):
+        values = {name: values_of(line, name, names) for name in names}
+        return selecting({name: next(iter(found.values())) for name, found in values.items() if found}, select)
+
+    return max(lines, key=score)
+
+
 def report(args):
     """Print the best validation results in the run's log beside the paper's."""
     lines, names = read_log(loop.paths(args)["log"])[1:], chosen(args)
-    several = len(names) > 1
-
-    def of_task(line, name):
-        start = f"va_{name}_" if several else "va_"
-        return {key.removeprefix(start): value for key, value in line.items() if key.startswith(start)}
-
-    def score(line):
-        return selecting({name: next(iter(of_task(line, name).values()), None) for name in names}, args.select)
-
-    best = max(lines, key=score)
     size = SIZES.index(args.model) if args.model in SIZES else None
-    print(f"best parameters: update {best['n_updates']} (values in percent)")
-    for name in (*names, *(("glue", "super_glue") if several else ())):
-        for metric, value in of_task(best, name).items():
+    print("best parameters on validation, in percent")
+    for name in (*names, *(("glue", "super_glue") if len(names) > 1 else ())):
+        best = best_line(lines, names, name if args.select == "each" else args.select)
+        for metric, value in values_of(best, name, names).items():
             theirs = PUBLISHED.get(name, {}).get(metric, ())
             line = f"{name} {metric}: {'undefined' if value is None else format(value, '.2f')} on validation"
+            line += f" after {best['n_updates']} updates"
             if size is not None and size < len(theirs):
                 where = "validation" if name.startswith("squad") else "test"
                 line += f"; paper, {SIZES[size]}: {theirs[size]} on {where} (table 14)"
