@@ -2,6 +2,7 @@
 
     python reproduce.py --data_dir DATA --seeds 10                              the Story Cloze Test
     python reproduce.py --dataset cola --data_dir glue_data --seeds 3           another task of the paper
+    python reproduce.py --t5 small --dataset glue --data_dir DATA --model_dir DIR --n_updates 20000
     python reproduce.py --data_dir TOY --seeds 2 --out toy -- --n_transfer -1 --n_embd 96 --n_head 4 --n_layer 3
 
 First it checks weights and data and estimates the time, then it runs train.py with the authors' defaults (and with
@@ -10,6 +11,10 @@ that is not. Everything lies in the folder --out:
     log/reproduce-<seed>.jsonl, save/reproduce-<seed>/, submission/reproduce-<seed>/    what train.py writes
     runs/reproduce-<seed>.json      inputs, machine and time of a seed
     report.md, report.json, accuracies.png      after every seed, what has been measured so far
+
+With --t5 it evaluates a released T5 on the paper's tasks as it stands (T5 1.0 was trained on all of them), then
+fine-tunes it for --n_updates and evaluates again; train_t5.py's files lie in --out, and what it found is printed beside
+the paper's numbers.
 """
 
 import contextlib
@@ -33,6 +38,7 @@ import analysis
 import datasets
 import download_model
 import train
+import train_t5
 from formats import checks
 from formats.errors import BadInput, MissingInput, warn
 from formats.files import load_tensors, write_atomically
@@ -445,9 +451,35 @@ def markdown(values):
     return "\n\n".join(parts) + "\n"
 
 
+def reproduce_t5(argv):
+    """Evaluate a released T5 on tasks, fine-tune it and evaluate it again; return the two loop.Outcome."""
+    cut = argv.index("--") if "--" in argv else len(argv)
+    p = OneLineParser(prog="reproduce.py", usage="reproduce.py --t5 SIZE [options] [-- options of train_t5.py]")
+    p.add_argument("--t5", required=True, choices=train_t5.T5_CONFIGS, help="released size")
+    p.add_argument("--dataset", default="glue", help="see train_t5.py --help")
+    p.add_argument("--data_dir", default="data/", help="the folder of the tasks' folders")
+    p.add_argument("--model_dir", default="model/t5/", help="folder with vocabulary and checkpoint")
+    p.add_argument("--n_updates", type=int, default=0, help="of fine-tuning; 0: none")
+    p.add_argument("--seed", type=int, default=42, help="of order and dropout")
+    p.add_argument("--out", default="reproduction/", help="folder for everything written")
+    args = p.parse_args(argv[:cut])
+    require_ranges(args, {"n_updates": (0, None)})
+    outcomes = []
+    for desc, n_updates in (("released", 0), ("fine-tuned", args.n_updates))[:2 if args.n_updates else 1]:
+        print(f"{desc}: {args.t5} on {args.dataset}, {n_updates} updates")
+        outcomes.append(train_t5.main([
+            "--desc", desc, "--model", args.t5, "--dataset", args.dataset, "--data_dir", args.data_dir, "--model_dir",
+            args.model_dir, "--seed", str(args.seed), "--n_updates", str(n_updates), "--analysis", "--resume",
+            *(word for kind in ("log", "save", "submission")
+              for word in (f"--{kind}_dir", os.path.join(args.out, kind))), *argv[cut + 1:]]))
+    return outcomes
+
+
 def main(argv=None):
     """Run what the options ask for; see the top of this file."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if "--t5" in argv:
+        return reproduce_t5(argv)
     args, extra = parse_args(argv)
     commands = [train_command(args, extra, args.first_seed + i) for i in range(args.seeds)]
     runs = [train.parse_args(command) for command in commands]

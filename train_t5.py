@@ -1,18 +1,26 @@
-"""Fine-tune T5 on the Story Cloze Test as text to text, in the style of the T5 paper's COPA.
+"""Fine-tune T5: on the paper's tasks, on your own pairs of texts, or on the Story Cloze Test.
 
+    python train_t5.py --dataset rte --desc rte --model small --model_dir DIR --submit --analysis --data_dir glue_data
+    python train_t5.py --dataset own --train_file a.tsv --valid_file b.tsv --metric rouge --desc mine --model_dir DIR
+    python train_t5.py --dataset cb --data_dir DATA --show 3
     python train_t5.py --dataset rocstories --desc t5 --model small --model_dir DIR --submit --analysis --data_dir DATA
+
+A task is judged by the texts that the model generates, see training/text_to_text.py. The cloze task of train.py is here
+too, in the style of the paper's COPA.
 
 DIR holds spiece.model and a released checkpoint: the Hub's model.safetensors, or Google's model.ckpt-* files. At the
 end save/<desc>/ is such a folder too, with the best parameters: generate.py and transformers read it.
-An example becomes
+A story becomes
     rocstories choice1: <ending 1> choice2: <ending 2> sentence: <story>   ->   choice1 | choice2
 and the prediction is the target with the larger log-probability. Writes the files that train.py writes. Its
 tr_cost and va_cost are the cross entropy of choosing between the two targets, in nats per example.
 """
 
+import json
 import os
 import sys
 import zlib
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,7 +45,7 @@ from t5_pytorch import (
     shift_right,
 )
 from text_utils import SentencePieceEncoder
-from training import distributed, finetuning, loop, options, runs
+from training import distributed, finetuning, loop, options, runs, text_to_text
 from training.precision import for_evaluation
 from utils import OneLineParser, require_ranges, run_script
 
@@ -47,9 +55,9 @@ Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in tr
 
 def parse_args(argv):
     """Return the options; see --help."""
-    p = OneLineParser(prog="train_t5.py", description="Fine-tune T5 on a cloze task as text to text.")
-    options.add_run_options(p, n_iter=10, n_batch=8, n_gpu=4)
-    finetuning.add_task_options(p)
+    p = OneLineParser(prog="train_t5.py", description="Fine-tune T5 on tasks as text to text.")
+    options.add_run_options(p, n_iter=10, n_batch=8, n_gpu=4, needs_desc=False)
+    text_to_text.add_options(p)
     model = p.add_argument_group("the model")
     model.add_argument("--model_dir", default="model/t5/",
                        help="folder with vocabulary and checkpoint, or OWNER/NAME of a repository on the Hub")
@@ -73,9 +81,9 @@ def check_args(args, world):
         BadInput: naming the option, its value and the allowed values.
     """
     require_ranges(args, options.RUN_RANGES | {"dropout": options.BELOW_ONE, "n_ctx": (8, None), "lr": (0, None),
-                                              "label_smoothing": (0, 1)})
+                                              "n_valid": (1, None), "label_smoothing": (0, 1)})
     options.check_run_options(args, world)
-    finetuning.check_task_options(args)
+    text_to_text.check_options(args)
     given = options.given_t5_sizes(args)
     if given and not args.from_scratch:
         raise BadInput(f"--{given[0]} sets the size of a model without weights: give --from_scratch too")
@@ -112,6 +120,13 @@ def cloze_texts(split):
             for story, one, two in zip(*split[:3], strict=True)]
 
 
+def show_cloze(args):
+    """Print the first stories of a split as text, a JSON object a line, as text_to_text.show does for tasks."""
+    split = finetuning.read_splits(args)[("train", "valid", "test").index(args.show_split)]
+    for source, label in list(zip(cloze_texts(split), split[3], strict=True))[:args.show]:
+        print(json.dumps({"task": args.dataset, "input": source, "target": TARGETS[label]}, ensure_ascii=False))
+
+
 def pad(sequences, device):
     """Return int64 [b, longest], the lists of ids padded with PAD."""
     longest = max(map(len, sequences))
@@ -146,14 +161,49 @@ def target_log_probs(args, model, src, candidates):
 
 
 def main(argv=None):
-    """Run what the options ask for, see the top of this file; return a loop.Outcome."""
+    """Run what the options ask for, see the top of this file; return a loop.Outcome, with --show nothing."""
     args = parse_args(argv)
+    if args.show is not None:
+        text_to_text.check_options(args)
+        return text_to_text.show(args) if text_to_text.is_task(args) else show_cloze(args)
     world = distributed.join(args.device)
     check_args(args, world)
     with runs.alone(args, world):
         outcome = run(args, world)
     give_back_free_pages()
     return outcome
+
+
+def cloze(args, model, encoder, world, optimizer, vocabulary):
+    """Train on ROCStories, choosing between two targets, and predict; return a loop.Outcome."""
+    splits = finetuning.read_splits(args)
+    sources = [encoder.encode(cloze_texts(split)) for split in splits]
+    cut = sum(len(ids) >= args.n_ctx for split in sources for ids in split)
+    if cut and world.is_first:
+        warn(f"{cut} of {sum(map(len, sources))} sources have {args.n_ctx} tokens or more and were cut (--n_ctx)")
+    sources = [[[*ids[:args.n_ctx - 1], EOS] for ids in split] for split in sources]
+    target_ids = [[*ids, EOS] for ids in encoder.encode(list(TARGETS), verbose=False)]
+    candidates = pad(target_ids, world.device)                                   # [2, t]
+    (trY, vaY) = (torch.as_tensor(split[3], device=world.device).long() for split in splits[:2])
+    inputs = {"train": sources[0][:args.n_valid], "valid": sources[1], "test": sources[2]}
+
+    def tower_loss(rows):
+        src = pad([sources[0][i] for i in rows], world.device)
+        return training_loss(args, model, src, candidates[trY[rows]])
+
+    def logits(split):
+        converted = for_evaluation(model, args.precision)
+
+        def of(rows):
+            return target_log_probs(args, converted, pad(inputs[split][rows], world.device), candidates)
+
+        return finetuning.choose(of, len(inputs[split]), len(TARGETS), args.n_batch * args.n_gpu, world, True)
+
+    evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
+    orders = loop.draw_orders(args.n_iter, len(sources[0]))
+    fingerprint = zlib.crc32(repr((sources[:2], trY.tolist(), vaY.tolist())).encode())
+    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
+    return finetuning.finish(args, model, encoder, world, lambda: logits("test"), splits[2][3])
 
 
 def run(args, world):
@@ -179,42 +229,26 @@ def run(args, world):
                      "scores); python download_model.py brings that one")
     model.to(world.device)
 
-    splits = finetuning.read_splits(args)
-    sources = [encoder.encode(cloze_texts(split)) for split in splits]
-    cut = sum(len(ids) >= args.n_ctx for split in sources for ids in split)
-    if cut and world.is_first:
-        warn(f"{cut} of {sum(map(len, sources))} sources have {args.n_ctx} tokens or more and were cut (--n_ctx)")
-    sources = [[[*ids[:args.n_ctx - 1], EOS] for ids in split] for split in sources]
-    target_ids = [[*ids, EOS] for ids in encoder.encode(list(TARGETS), verbose=False)]
-    candidates = pad(target_ids, world.device)                                   # [2, t]
-    (trY, vaY) = (torch.as_tensor(split[3], device=world.device).long() for split in splits[:2])
-    inputs = {"train": sources[0][:args.n_valid], "valid": sources[1], "test": sources[2]}
     optimizer = opt.Adafactor(model.parameters(), lr=args.lr)
     loop.compile_blocks(args, model.encoder.block, model.decoder.block, dynamic=True)
-
-    def tower_loss(rows):
-        src = pad([sources[0][i] for i in rows], world.device)
-        return training_loss(args, model, src, candidates[trY[rows]])
-
-    def logits(split):
-        converted = for_evaluation(model, args.precision)
-
-        def of(rows):
-            return target_log_probs(args, converted, pad(inputs[split][rows], world.device), candidates)
-
-        return finetuning.choose(of, len(inputs[split]), len(TARGETS), args.n_batch * args.n_gpu, world, True)
-
-    evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
-    orders = loop.draw_orders(args.n_iter, len(sources[0]))
-    fingerprint = zlib.crc32(repr((sources[:2], trY.tolist(), vaY.tolist())).encode())
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
-    outcome = finetuning.finish(args, model, encoder, world, lambda: logits("test"), splits[2][3])
-    if world.is_first:  # finish has put the best parameters into the model
+    if text_to_text.is_task(args):
+        text_to_text.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model), vocabulary)
+        finetuning.load_best(args, model, world)
+        submissions = text_to_text.submit(args, model, encoder, world) if args.submit else {}
+        if args.select == "each":
+            finetuning.load_best(args, model, world)
+        outcome = loop.outcome(args, model, encoder, world, **submissions)
+    else:
+        outcome = cloze(args, model, encoder, world, optimizer, vocabulary)
+    if world.is_first:  # the best parameters are in the model
         folder = os.path.dirname(loop.paths(args)["best"])
         copy_t5_vocabulary(args.model_dir, folder)
         export_t5_model(model, folder)
     if args.analysis and world.is_first:
-        analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
+        if text_to_text.is_task(args):
+            text_to_text.report(args)
+        else:
+            analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
     return outcome
 
 

@@ -14,20 +14,11 @@ from formats.files import load_tensors, write_atomically
 from loss import mean_task_loss, task_losses
 from tasks import metrics, scores, submissions
 from training import loop
-from utils import read_log, require_ranges
+from utils import read_log
 
 # of train_t5.py, as train.py has all of gpt_tasks.GPT_TASKS:
 # name -> (reader of data_dir, name of the submission file); analysis.REPORTS has a report on each
 DATASETS = {"rocstories": (datasets.rocstories, "ROCStories.tsv")}
-
-
-def add_task_options(parser):
-    """Add the options about the data set and what is done with the predictions."""
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset", choices=tuple(DATASETS), default="rocstories", help="the task")
-    data.add_argument("--data_dir", default="data/", help="folder with the data set's files")
-    data.add_argument("--n_valid", type=int, default=374, help="stories split off the validation file for validation")
-    add_submission_options(data)
 
 
 def add_submission_options(data):
@@ -35,16 +26,6 @@ def add_submission_options(data):
     data.add_argument("--submission_dir", default="submission/", help="folder for the predictions on the test file")
     data.add_argument("--submit", action="store_true", help="predict the test file with the best parameters")
     data.add_argument("--analysis", action="store_true", help="print the accuracies (needs --submit)")
-
-
-def check_task_options(args):
-    """Check the options of add_task_options.
-
-    Raises:
-        BadInput: naming the option, its value and what is allowed.
-    """
-    require_ranges(args, {"n_valid": (1, None)})
-    check_submission_options(args)
 
 
 def check_submission_options(args):

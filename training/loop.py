@@ -208,8 +208,9 @@ def fingerprint_of(model):
     return value
 
 
-def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint=0, vocabulary=0, files=None):
-    """Train for args.n_iter epochs; log, keep the best parameters, write checkpoints.
+def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint=0, vocabulary=0, files=None,
+          n_updates=None, eval_every=None):
+    """Train for args.n_iter epochs, or for n_updates; log, keep the best parameters, write checkpoints.
 
     Every update takes n_gpu towers of n_batch examples; the towers are shared out among the processes, a process
     runs its towers in turn, and the gradient is the mean over towers. The last partial batch of an epoch is
@@ -220,11 +221,13 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
         model: on world.device. optimizer: over its parameters.
         orders: n_iter arrays of example numbers, one order for each epoch; see draw_orders and SeededOrders.
         tower_loss: function of example numbers [n_batch] returning their mean loss, a scalar tensor.
-        evaluate: function returning (values to log, score); higher scores are better.
+        evaluate: function returning (values to log, score); higher scores are better. A value of None is undefined.
         world: see distributed.World.
         fingerprint: a number that tells the training data from others, checked on resume and between processes.
         vocabulary: a number that tells the vocabulary from others, noted for who starts from these parameters.
         files: {name: bytes} of what belongs to the run and is kept in its folder, written when all is checked.
+        n_updates: updates in all, at most those of the epochs; None: all of them. 0: evaluate, as it stands.
+        eval_every: evaluate after so many updates, and at the end, and at no other time.
     Raises:
         BadInput: the loss is not finite, a file cannot be written, a checkpoint does not fit, or the processes have
             other data or parameters.
@@ -233,7 +236,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     file = paths(args)
     order = orders[0]
     per_epoch = updates_per_epoch(len(order), args)
-    total = per_epoch * len(orders)
+    total = per_epoch * len(orders) if n_updates is None else n_updates
     options = dict(vars(args))
     options["data"], options["vocabulary"] = int(fingerprint), int(vocabulary)
     state = {"n_updates": 0, "n_epochs": 0, "best_score": -math.inf}
@@ -244,7 +247,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     made_by = None
     if resumed:
         state, made_by = load_checkpoint(file["checkpoint"], model, optimizer, options)
-        if state["n_epochs"] >= args.n_iter:
+        if state["n_epochs"] >= args.n_iter and n_updates is None:
             total = state["n_updates"]
     options["matmul"] = settle_library(args, world, made_by, file["checkpoint"])
     if world.size > 1:
@@ -288,7 +291,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
         model.eval()
         with torch.no_grad():
             values, score = evaluate()
-        require_finite(values)
+        require_finite({name: value for name, value in values.items() if value is not None})
         model.train()
         if score > state["best_score"]:
             state["best_score"] = score
@@ -298,7 +301,8 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
         if world.is_first:
             logger.log(n_epochs=state["n_epochs"], n_updates=state["n_updates"], **values)
             progress.write(f"epoch {state['n_epochs']}  update {state['n_updates']}  "
-                           + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+                           + "  ".join(f"{name} {'undefined' if value is None else format(value, '.4g')}"
+                                      for name, value in values.items()))
 
     def mean_loss(tower):
         """Add a tower's share to the gradients and return it; nothing of its graph stays."""
@@ -314,6 +318,8 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     lay_large_blocks_apart()
     model.train()
     shown = dict(total=total, initial=state["n_updates"], unit="update", leave=True, show=world.is_first)
+    if total == 0:
+        log()
     with usual_memory(), stop_signals() as signals, progress.bar(**shown) as bar:
         while state["n_updates"] < total:
             epoch, batch = divmod(state["n_updates"], per_epoch)
@@ -329,7 +335,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
             if not math.isfinite(loss):
                 raise BadInput(f"update {state['n_updates'] + 1} (epoch {epoch + 1}, batch {batch + 1}): the loss is "
                                f"{loss}; stopped before the update, the last checkpoint stays; look at the weights "
-                               f"and at examples {sorted(rows.tolist())[:8]}..., or lower --lr")
+                               f"and at examples {sorted(np.hstack(rows).tolist())[:8]}..., or lower --lr")
             world.sum_gradients(model.parameters())
             optimizer.step()
             keep_freed_memory()  # from the second update on
@@ -337,14 +343,14 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
-            if epoch == 0 and state["n_updates"] % 1000 == 0 and math.log2(state["n_updates"] // 1000).is_integer():
-                log()
-            epoch_ends = state["n_updates"] % per_epoch == 0
-            if epoch_ends:
-                state["n_epochs"] += 1
+            thousands, rest = divmod(state["n_updates"], 1000)
+            epoch_ends, ends = state["n_updates"] % per_epoch == 0, state["n_updates"] == total
+            state["n_epochs"] += epoch_ends
+            if ends or (state["n_updates"] % eval_every == 0 if eval_every else
+                        epoch_ends or (epoch == 0 and rest == 0 and math.log2(thousands).is_integer())):
                 log()
             stop = world.any(signals)
-            if epoch_ends or stop or (args.save_every and state["n_updates"] % args.save_every == 0):
+            if epoch_ends or ends or stop or (args.save_every and state["n_updates"] % args.save_every == 0):
                 save_checkpoint()
             if stop:
                 world.wait()  # for the first process to have saved
