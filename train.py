@@ -21,6 +21,7 @@ import torch
 import analysis
 import fast.gpt
 import opt
+from fast.devices import moved_to
 from fast.memory import give_back_free_pages
 from formats.errors import BadInput, warn
 from formats.gpt_files import WHERE_FROM, read_pretrained
@@ -142,6 +143,7 @@ def make_optimizer(args, model, n_updates_total):
 def training_loss(args, model, x, m, y):
     """The mean loss of a batch, a scalar: by the plain text or by fast.gpt; see loss.double_head_loss."""
     if args.plain:
+        x, m, y = moved_to(model, x, m, y)
         return double_head_loss(*model(x), x, m, y, args.lm_coef)[0]
     return fast.gpt.losses(model, x, m, y, args.lm_coef)[0]
 
@@ -150,7 +152,7 @@ def training_loss(args, model, x, m, y):
 def task_logits(args, model, x):
     """The task logits of a batch, [b, c]: by the plain text or by fast.gpt."""
     if args.plain:
-        return model.task_logits(x)
+        return model.task_logits(*moved_to(model, x))
     return fast.gpt.task_logits(model, x)
 
 
@@ -179,7 +181,8 @@ def run(args, world, n_vocab_pretrained):
     for name in SPECIAL:
         encoder.encoder[name] = len(encoder.encoder)
     splits, n_ctx = load_data(args, encoder, start and runs.n_positions(start, n_vocab + len(SPECIAL)))
-    data = [[torch.from_numpy(array).to(world.device) for array in split] for split in splits]
+    # On the CPU, where each batch is laid out before it is moved: fast/ then never waits for a GPU.
+    data = [[torch.from_numpy(array) for array in split] for split in splits]
     (trX, trM, trY), (vaX, _, vaY), (teX, _, teY) = data
     n_updates_total = loop.updates_per_epoch(len(trX), args) * args.n_iter
 

@@ -60,6 +60,8 @@ class World:
 
     def any(self, flag):
         """True everywhere if it is true anywhere."""
+        if self.size == 1:
+            return bool(flag)
         return bool(self.sum(torch.tensor(float(bool(flag)), device=self.device)) > 0)
 
     def wait(self):

@@ -4,6 +4,7 @@ import contextlib
 import os
 from typing import NamedTuple
 
+from fast.devices import without_cudnn_attention
 from formats.errors import BadInput, MissingInput
 from formats.files import load_tensors, make_path
 from formats.locks import locked
@@ -29,6 +30,8 @@ class Start(NamedTuple):
 def alone(args, world, *more):
     """Keep other runs out of this run's folder and log while the body runs; its processes agree on their options.
 
+    And without cuDNN's attention, see fast.devices.without_cudnn_attention.
+
     Args:
         more: other files that this run will write.
     Raises:
@@ -52,7 +55,8 @@ def alone(args, world, *more):
             raise refusal
         if refused:
             raise Stopped("the first process of this run was refused, see its message")
-        yield
+        with without_cudnn_attention():
+            yield
 
 
 @contextlib.contextmanager
