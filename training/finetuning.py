@@ -67,7 +67,7 @@ def cost_and_accuracy(logits, labels):
     """Mean cross entropy per example in nats, and accuracy in percent, of logits [n, c] and labels [n]."""
     labels = torch.as_tensor(labels, device=logits.device).long()
     cost = F.cross_entropy(logits.float(), labels).item()
-    return cost, 100 * (logits.argmax(1) == labels).sum().item() / len(labels)  # float64, which not every device has
+    return cost, 100 * ((logits.argmax(1) == labels).sum().item() / max(len(labels), 1))  # not every device has float64
 
 
 def make_evaluation(args, logits_of_split, train_labels, valid_labels):
