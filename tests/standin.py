@@ -226,6 +226,10 @@ def _generator(standin, real):
     return Generator
 
 
+def _inference_mode(mode=True):
+    return torch.no_grad() if mode else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def installed(kind="cuda"):
     """Let torch have a device of a kind while the body runs, and yield its StandIn."""
@@ -256,7 +260,7 @@ def installed(kind="cuda"):
     accelerator = {"current_accelerator": lambda check_available=False: torch.device(kind),
                    "is_available": lambda: True, "device_count": lambda: 1, "set_device_index": lambda device: None,
                    "synchronize": lambda device=None: None, "max_memory_allocated": lambda device=None: 0,
-                   "reset_peak_memory_stats": lambda device=None: None}
+                   "reset_peak_memory_stats": lambda device=None: None, "empty_cache": lambda: None}
     with contextlib.ExitStack() as stack:
         def put(owner, values):
             for name, value in values.items():
@@ -266,8 +270,10 @@ def installed(kind="cuda"):
 
         put(module, _device_module(standin))
         put(torch.accelerator, accelerator)
-        put(torch, {"save": save, "load": load, "Generator": _generator(standin, torch.Generator)})
+        put(torch, {"save": save, "load": load, "Generator": _generator(standin, torch.Generator),
+                    "inference_mode": _inference_mode})  # whose tensors no view can be made of here
         put(torch.Tensor, {"device": property(device_of), "pin_memory": pin_memory,
+                           "is_meta": property(lambda t: base.is_meta.__get__(t) and not standin.owns(t)),
                            "is_cuda": property(lambda t: kind == "cuda" and standin.owns(t))})
         swaps = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)  # so that tied weights stay tied

@@ -12,6 +12,7 @@ from conftest import write_small_vocabulary
 from limits import agree
 from pretraining import argv, stop_after, stories, write_text
 from small_gpt import ALL_DROPOUTS, HEADS, batch_for, enlarge, lm_batch, small_lm, small_model, story_batch
+from torch._dynamo.testing import CompileCounter
 
 import explore
 import fast.devices
@@ -28,7 +29,7 @@ import train_t5
 from fast import matmul
 from formats.errors import BadInput
 from model_pytorch import LMModel, dotdict, export_openai_model
-from t5_pytorch import PAD, T5, export_t5_model
+from t5_pytorch import PAD, T5, export_t5_model, shift_right
 from training import distributed, loop
 from utils import device_names, read_log, select_device
 
@@ -50,6 +51,12 @@ def same(got, want, share=1e-5):
     largest = max(x.abs().max().item() for x in want)
     for a, b in zip(got, want, strict=True):
         agree(a, b, share, floor=0.05 * largest)
+
+
+def near(model, other, share):
+    """Assert that the gradients of one model, taken as one vector, are those of another but for a share of it."""
+    got, want = (torch.cat([g.double().flatten() for g in gradients(each)]) for each in (model, other))
+    assert (got - want).norm() <= share * want.norm()
 
 
 # The stand-in itself
@@ -145,7 +152,7 @@ def test_a_batch_on_the_cpu_is_never_waited_for(gpu):
     assert not gpu.waits and gpu.copies > 20
 
 
-@pytest.mark.parametrize("precision, limit", [("fp32", 1e-5), ("bf16", 0.1)])
+@pytest.mark.parametrize("precision, limit", [("fp32", 1e-5), ("bf16", 0.05)])
 @pytest.mark.parametrize("name", small_t5.VERSIONS)
 def test_t5_s_losses_and_gradients_are_the_cpu_s(gpu, name, precision, limit):
     model, (src, tgt) = small_t5.small_model(**small_t5.VERSIONS[name]), small_t5.odd_batch()
@@ -158,9 +165,9 @@ def test_t5_s_losses_and_gradients_are_the_cpu_s(gpu, name, precision, limit):
         value = fast.t5.training_loss(there, src, tgt, 1e-4)
     value.backward()
     agree(value.cpu(), want.detach(), limit)
-    same(gradients(there), gradients(model), limit)
+    near(there, model, limit)
     with loop.autocast(torch.device("cuda"), precision):
-        agree(fast.t5.target_log_probs(there, src, tgt).cpu(), scores.detach(), limit)
+        agree(fast.t5.target_log_probs(there, src, tgt).detach().cpu(), scores.detach(), limit)
 
 
 def test_gpt_in_bf16_is_near_and_converts_the_words_once(gpu):
@@ -180,7 +187,7 @@ def test_gpt_in_bf16_is_near_and_converts_the_words_once(gpu):
     with torch.autocast("cuda", dtype=torch.bfloat16):
         value = fast.gpt.losses(there, x, m, y, 0.5)[0]
     value.backward()
-    same(gradients(there), gradients(model), 0.1)
+    near(there, model, 0.05)
     assert len(converted) == 1
 
 
@@ -382,7 +389,7 @@ def test_train_t5_ends_where_the_cpu_does(tmp_path, monkeypatch, plain):
     (pretrain_t5, opt.Adafactor, dict(n_pieces=60, n_ctx=40, n_batch=8, n_warmup=20, d_model=12, d_ff=20, n_head=2,
                                       d_kv=5, n_layer=2, dropout=0))])
 def test_pre_training_ends_where_the_cpu_does(tmp_path, monkeypatch, script, optimizer, settings, plain):
-    text = write_text(tmp_path, 60)
+    text = write_text(tmp_path, 150)
 
     def line(desc, device):
         return argv(tmp_path, settings | dict(text=text, held_out=0.1, n_iter=1, save_every=0, desc=desc, plain=plain,
@@ -413,9 +420,11 @@ def test_generate_and_explore_answer_as_on_the_cpu(tmp_path, capsys):
     gpt, t5 = (["--model", name, "--model_dir", str(folder), "--n_tokens", "7"]
                for name, folder in zip(("gpt", "t5"), folders, strict=True))
     gpt += ["--n_head", "3"]
-    commands = [[*gpt, "A new low"], [*gpt, "--plain", "A new low"], [*t5, "Ann wanted"],
-                [*t5, "--beams", "3", "--n_best", "2", "Ann wanted"], [*gpt, "--perplexity", str(tmp_path / "text")]]
-    sampled = [[*gpt, "--temperature", "1", "A new low"], [*t5, "--temperature", "1", "--stop", "zz", "Ann"]]
+    commands = [[*gpt, "--prompt", "A new low"], [*gpt, "--plain", "--prompt", "A new low"],
+                [*t5, "--prompt", "Ann wanted"], [*t5, "--beams", "3", "--n_best", "2", "--prompt", "Ann wanted"],
+                [*gpt, "--perplexity", str(tmp_path / "text")]]
+    sampled = [[*gpt, "--temperature", "1", "--prompt", "A new low"],
+               [*t5, "--temperature", "1", "--stop", "zz", "--prompt", "Ann"]]
 
     def looks():
         model, encoder = explore.load_gpt(folders[0])
@@ -491,6 +500,19 @@ def test_one_process_asks_no_device_whether_to_stop():
     with standin.installed() as gpu:
         world = distributed.World(0, 1, torch.device("cuda"))
         assert world.any(True) and not world.any(False) and world.wait() is None and not gpu.calls
+
+
+def test_compiled_blocks_of_t5_are_four_graphs_whatever_the_lengths():
+    torch._dynamo.reset()
+    model, counter = small_t5.small_model(enc_depth=3, dec_depth=3, dropout=0.1), CompileCounter()
+    for block in (*model.encoder.block, *model.decoder.block):
+        block.compile(dynamic=True, backend=counter)
+    for seed, (s, t) in enumerate([(11, 7), (12, 8), (17, 6), (19, 9)]):
+        for training in (True, False):
+            src, tgt = small_t5.odd_batch(seed, 3, s, t)
+            with torch.set_grad_enabled(training):
+                model.train(training)(src, shift_right(tgt), src != PAD, tgt != PAD)
+    assert counter.frame_count == 4  # a block of each stack, in training and in evaluation
 
 
 # Faults that were planted: each has to be found

@@ -14,7 +14,7 @@ def test_every_check_runs_and_holds_on_a_cpu(tmp_path, capsys):
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert {result["check"] for result in found["results"]} == set(gpu_check.CHECKS)
     assert all(result["holds"] is not False for result in found["results"]) and found["about"]["device"] == "cpu"
-    assert len(capsys.readouterr().out.splitlines()) == len(found["results"]) > 60
+    assert len(capsys.readouterr().out.splitlines()) == len(found["results"]) > 40
 
 
 def test_checks_run_on_what_says_that_it_is_a_gpu(capsys):
