@@ -176,6 +176,9 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if function in (torch.tensor, torch.as_tensor) and self._is_ours(kwargs.get("device")):
+            # made within torch, where no mode looks: made on the CPU, then copied
+            return function(*args, **kwargs | {"device": "cpu"}).to(torch.device(self.kind, 0))
         if function is torch.Tensor.to:
             args, kwargs = tree_map_only((str, torch.device), self._numbered, (args, kwargs))
         if torch.is_autocast_enabled(self.kind) and (function in TO_SHORT or function in TO_FLOAT):
@@ -184,8 +187,11 @@ class _Functions(TorchFunctionMode):
                                          and value.dtype in (torch.float32, torch.bfloat16) else value, (args, kwargs))
         return function(*args, **kwargs)
 
+    def _is_ours(self, device):
+        return device is not None and torch.device(device).type == self.kind
+
     def _numbered(self, device):
-        return torch.device(self.kind, 0) if torch.device(device).type == self.kind else device
+        return torch.device(self.kind, 0) if self._is_ours(device) else device
 
 
 def _device_module(standin):
@@ -273,7 +279,6 @@ def installed(kind="cuda"):
         put(torch, {"save": save, "load": load, "Generator": _generator(standin, torch.Generator),
                     "inference_mode": _inference_mode})  # whose tensors no view can be made of here
         put(torch.Tensor, {"device": property(device_of), "pin_memory": pin_memory,
-                           "is_meta": property(lambda t: base.is_meta.__get__(t) and not standin.owns(t)),
                            "is_cuda": property(lambda t: kind == "cuda" and standin.owns(t))})
         swaps = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)  # so that tied weights stay tied

@@ -33,6 +33,9 @@ from t5_pytorch import PAD, T5, export_t5_model, shift_right
 from training import distributed, loop
 from utils import device_names, read_log, select_device
 
+# torch sees the stand-in's parameters as meta tensors, and says that to copy into them does nothing
+pytestmark = pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
+
 
 @pytest.fixture
 def gpu():
@@ -171,7 +174,7 @@ def test_t5_s_losses_and_gradients_are_the_cpu_s(gpu, name, precision, limit):
 
 
 def test_gpt_in_bf16_is_near_and_converts_the_words_once(gpu):
-    model, (x, m, y) = enlarge(small_model()), story_batch(1)
+    model, (x, m, y) = small_model(), story_batch(1)
     fast.gpt.losses(model, x, m, y, 0.5)[0].backward()
     there = copy.deepcopy(model).to("cuda")
     there.zero_grad()
