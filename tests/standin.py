@@ -152,10 +152,7 @@ class StandIn(TorchDispatchMode):
         """Run an operation on twins; random numbers are drawn from the state of this device."""
         if torch.Tag.nondeterministic_seeded not in op.tags or not there:
             return op(*args, **kwargs)
-        generator = kwargs.get("generator")
-        if generator is not None:
-            if generator.device.type != self.device.type:
-                raise RuntimeError(f"expected a generator of {self.device}, found one of {generator.device}")
+        if kwargs.get("generator") is not None:  # of which torch does not hand on what it is a generator of
             return op(*args, **kwargs)
         with torch.random.fork_rng([]):
             torch.set_rng_state(self.state)
@@ -176,7 +173,8 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in (torch.tensor, torch.as_tensor) and self._is_ours(kwargs.get("device")):
+        if function in (torch.tensor, torch.as_tensor) and self._is_ours(kwargs.get("device")) \
+                and not isinstance(args[0], torch.Tensor):
             # made within torch, where no mode looks: made on the CPU, then copied
             return function(*args, **kwargs | {"device": "cpu"}).to(torch.device(self.kind, 0))
         if function is torch.Tensor.to:
