@@ -22,6 +22,7 @@ import torch
 import fast.gpt
 import fast.t5
 import t5_decoding
+from fast.devices import without_cudnn_attention
 from fast.known import knows
 from fast.library import forced_library
 from fast.matmul import linear
@@ -365,6 +366,7 @@ def work_off(args, lines, encoder, respond):
             f.writelines(text + "\n" for answers in texts for text in answers)
 
 
+@without_cudnn_attention()
 def main(argv=None):
     """Run what the options ask for; see the top of this file."""
     args = parse_args(argv)

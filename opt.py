@@ -7,6 +7,7 @@ torch.optim.Adafactor factors the second moment of every matrix, however small.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from inspect import unwrap
 from itertools import chain
@@ -62,6 +63,15 @@ def rsqrt_schedule(step: int, warmup: float = 10_000) -> float:
 def _fused_adamw_takes(*tensors):
     """True for contiguous float32 tensors on a CPU or CUDA: torch's kernel goes through memory from end to end."""
     return all(t.device.type in ("cpu", "cuda") and t.is_contiguous() and t.dtype == torch.float32 for t in tensors)
+
+
+def _readable(norm):
+    """A norm as a number; of a GPU's tensor the tensor, as to read it would wait for the GPU."""
+    return norm.item() if norm.device.type == "cpu" else norm
+
+
+def _at_least_one(x):
+    return x.clamp(min=1.0) if torch.is_tensor(x) else max(x, 1.0)
 
 
 def _require(name, value, low, high, open_at=()):
@@ -202,8 +212,8 @@ class OpenAIAdam(_PlainOptimizer):
     def step(self, closure: Callable | None = None):
         """Update every parameter that has a gradient. Where their norm exceeds max_grad_norm, gradients stay scaled.
 
-        torch's fused AdamW goes through the memory once. Given an infinite step number its bias corrections are 1;
-        here they are part of the rate, which scales the decay too.
+        torch's fused AdamW goes through the memory once, one call for all parameters of one decay. Given an infinite
+        step number its bias corrections are 1; here they are part of the rate, which scales the decay too.
         """
         loss = None
         if closure is not None:
@@ -216,9 +226,9 @@ class OpenAIAdam(_PlainOptimizer):
             rate = self._rate(group) * math.sqrt(1 - b2 ** t) / (1 - b1 ** t)
             excess = 1.0
             if limit > 0 and grads:
-                if norm is None:
-                    norm = get_total_norm(grads).item()
-                excess = max(norm / limit, 1.0)  # not a number stays it, for every parameter to show
+                norm = _readable(get_total_norm(grads)) if norm is None else norm
+                excess = _at_least_one(norm / limit)  # not a number stays it, for every parameter to show
+            at_once = defaultdict(lambda: ([], [], [], []))  # decay, device -> parameters, gradients, means, squares
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -228,12 +238,10 @@ class OpenAIAdam(_PlainOptimizer):
                 decay = group["l2"] if p.ndim > 1 or group["vector_l2"] else 0.0
                 g, m, v = p.grad, state["m"], state["v"]
                 if _fused_adamw_takes(p, g, m, v):
-                    step, scale = (torch.full((), x, dtype=torch.float32, device=p.device) for x in (math.inf, excess))
-                    torch._fused_adamw_([p], [g], [m], [v], [], [step], lr=rate, beta1=b1, beta2=b2, eps=group["e"],
-                                        weight_decay=decay, amsgrad=False, maximize=False,
-                                        grad_scale=None if excess == 1 else scale)
+                    for tensors, tensor in zip(at_once[decay, p.device], (p, g, m, v), strict=True):
+                        tensors.append(tensor)
                     continue
-                if excess != 1:
+                if torch.is_tensor(excess) or excess != 1:
                     g.div_(excess)
                 g = g.to(m.dtype)
                 m.mul_(b1).add_(g, alpha=1 - b1)
@@ -241,6 +249,13 @@ class OpenAIAdam(_PlainOptimizer):
                 new = p.to(m.dtype).mul_(1 - rate * decay).addcdiv_(m, v.sqrt().add_(group["e"]), value=-rate)
                 if new is not p:
                     p.copy_(new)
+            for (decay, device), lists in at_once.items():
+                step = torch.full((), math.inf, dtype=torch.float32, device=device)
+                scale = None
+                if torch.is_tensor(excess) or excess != 1:
+                    scale = torch.as_tensor(excess, dtype=torch.float32, device=device)
+                torch._fused_adamw_(*lists, [], [step] * len(lists[0]), lr=rate, beta1=b1, beta2=b2, eps=group["e"],
+                                    weight_decay=decay, amsgrad=False, maximize=False, grad_scale=scale)
         self._say_the_end()
         return loss
 

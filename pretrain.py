@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import fast.gpt
 import opt
+from fast.devices import moved_to
 from fast.memory import give_back_free_pages
 from formats import gpt_vocabulary
 from formats.errors import BadInput, warn
@@ -257,11 +258,11 @@ def run(args, world, n_positions):
 
     def inputs(ids):
         tokens = torch.from_numpy(ids).long()
-        return torch.stack([tokens, positions.expand_as(tokens)], -1).to(world.device)  # [b, t] -> [b, t, 2]
+        return torch.stack([tokens, positions.expand_as(tokens)], -1)                   # [b, t] -> [b, t, 2]
 
     def tower_loss(rows):
         x = inputs(train[rows])
-        return model.loss(x) if args.plain else fast.gpt.lm_loss(model, x)
+        return model.loss(*moved_to(model, x)) if args.plain else fast.gpt.lm_loss(model, x)
 
     def cost(part):
         sequences = train[:len(held_out)] if part == "tr" else held_out
@@ -285,7 +286,10 @@ def sum_of_losses(args, model, x, n_vocab):
 
     Unlike LMModel.loss it predicts among the n_vocab tokens alone: a position is no word, and has probability 0.
     """
-    return word_loss(model(x), x, n_vocab) if args.plain else fast.gpt.lm_word_loss(model, x)
+    if args.plain:
+        x, = moved_to(model, x)
+        return word_loss(model(x), x, n_vocab)
+    return fast.gpt.lm_word_loss(model, x)
 
 
 if __name__ == "__main__":

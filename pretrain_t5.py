@@ -25,6 +25,7 @@ import torch
 import fast.t5
 import loss
 import opt
+from fast.devices import moved_to
 from fast.memory import give_back_free_pages
 from formats import progress
 from formats.errors import BadInput, is_first_process
@@ -189,6 +190,7 @@ def mean_loss(args, model, src, targets, z_loss=0.0):
         src: int [b, s]; targets: int [b, t], both without padding.
     """
     if args.plain:
+        src, targets = moved_to(model, src, targets)
         return loss.t5_loss(model(src, shift_right(targets)), targets, z_loss)
     return fast.t5.training_loss(model, src, targets, z_loss, padded=False)
 
@@ -218,7 +220,7 @@ def run(args, world, tokens_length):
         return corrupt(rows, encoder.sentinel(0), EOS, args.noise_density, args.mean_noise_span_length, rng)
 
     def tensors(arrays):
-        return [torch.from_numpy(array).long().to(world.device) for array in arrays]
+        return [torch.from_numpy(array).long() for array in arrays]
 
     rng = np.random.default_rng(args.seed)
     parts = {"tr": corrupted(train[:len(held_out)], rng), "va": corrupted(held_out, rng)}

@@ -203,8 +203,9 @@ def changed_options(run):
 
 def machine(device):
     """Return {'hardware': ..., 'versions': {...}} without anything that names the machine."""
-    if device.type == "cuda":
-        hardware = f"{torch.cuda.get_device_name()} (1 used of {torch.cuda.device_count()})"
+    if device.type != "cpu":
+        named = getattr(torch.get_device_module(device.type), "get_device_name", lambda: device.type)  # "mps" has none
+        hardware = f"{named()} (1 used of {torch.accelerator.device_count()})"
     else:
         name = platform.processor() or platform.machine()
         with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
@@ -279,18 +280,18 @@ def seconds_per_seed(run, n_updates=3):
     classify = n_vocab + len(train.SPECIAL) - 1
     model = DoubleHeadModel(run, classify, task.head, n_vocab + len(train.SPECIAL) + n_ctx, n_ctx).to(device)
     optimizer = train.make_optimizer(run, model, total)
-    X, M, Y = (torch.from_numpy(array).to(device) for array in splits["train"].layout(slice(run.n_batch * run.n_gpu)))
+    X, M, Y = (torch.from_numpy(array) for array in splits["train"].layout(slice(run.n_batch * run.n_gpu)))
 
     def timed(work):
         start = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
         return time.perf_counter() - start
 
     def update():
         optimizer.zero_grad()
-        for rows in torch.arange(len(X), device=device).split(run.n_batch):
+        for rows in torch.arange(len(X)).split(run.n_batch):
             with autocast(device, run.precision):
                 loss = train.training_loss(run, model, X[rows], M[rows], Y[rows])
             (loss / run.n_gpu).backward()

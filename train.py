@@ -26,6 +26,7 @@ import torch
 import analysis
 import fast.gpt
 import opt
+from fast.devices import moved_to
 from fast.memory import give_back_free_pages
 from formats.errors import BadInput
 from formats.gpt_files import WHERE_FROM, read_pretrained
@@ -144,6 +145,7 @@ def make_optimizer(args, model, n_updates_total):
 def training_loss(args, model, x, m, y):
     """The mean loss of a batch, a scalar: by the plain text or by fast.gpt; see loss.double_head_loss."""
     if args.plain:
+        x, m, y = moved_to(model, x, m, y)
         return double_head_loss(*model(x), x, m, y, args.lm_coef)[0]
     return fast.gpt.losses(model, x, m, y, args.lm_coef)[0]
 
@@ -152,7 +154,7 @@ def training_loss(args, model, x, m, y):
 def task_logits(args, model, x):
     """The task logits of a batch, [b, c]: by the plain text or by fast.gpt."""
     if args.plain:
-        return model.task_logits(x)
+        return model.task_logits(*moved_to(model, x))
     return fast.gpt.task_logits(model, x)
 
 
@@ -211,8 +213,8 @@ def run(args, world, n_vocab_pretrained):
     loop.compile_blocks(args, model.transformer.h, dynamic=True)
 
     def laid_out(examples, rows):
-        return [None if array is None else torch.from_numpy(array).to(world.device)
-                for array in examples.layout(rows)]
+        """On the CPU, where each batch is laid out before it is moved: fast/ then never waits for a GPU."""
+        return [None if array is None else torch.from_numpy(array) for array in examples.layout(rows)]
 
     def tower_loss(rows):
         return training_loss(args, model, *laid_out(splits["train"], rows))

@@ -29,6 +29,7 @@ import analysis
 import fast.t5
 import loss
 import opt
+from fast.devices import moved_to
 from fast.memory import give_back_free_pages
 from formats import t5_vocabulary
 from formats.errors import BadInput, warn
@@ -127,10 +128,10 @@ def show_cloze(args):
         print(json.dumps({"task": args.dataset, "input": source, "target": TARGETS[label]}, ensure_ascii=False))
 
 
-def pad(sequences, device):
+def pad(sequences):
     """Return int64 [b, longest], the lists of ids padded with PAD."""
     longest = max(map(len, sequences))
-    return torch.tensor([[*ids, *[PAD] * (longest - len(ids))] for ids in sequences], device=device)
+    return torch.tensor([[*ids, *[PAD] * (longest - len(ids))] for ids in sequences])
 
 
 def training_loss(args, model, src, targets):
@@ -140,6 +141,7 @@ def training_loss(args, model, src, targets):
         src: int [b, s]; targets: int [b, t], both padded with PAD.
     """
     if args.plain:
+        src, targets = moved_to(model, src, targets)
         logits = model(src, shift_right(targets), src != PAD, targets != PAD)
         return loss.t5_loss(logits, targets, Z_LOSS, args.label_smoothing)
     return fast.t5.training_loss(model, src, targets, Z_LOSS, label_smoothing=args.label_smoothing)
@@ -153,6 +155,7 @@ def target_log_probs(args, model, src, candidates):
         src: int [b, s]; candidates: int [c, t], both padded with PAD.
     """
     if args.plain:
+        src, candidates = moved_to(model, src, candidates)
         b, c = len(src), len(candidates)
         sources, targets = src.repeat_interleave(c, 0), candidates.repeat(b, 1)  # [bc, s], [bc, t]
         logits = model(sources, shift_right(targets), sources != PAD, targets != PAD)
@@ -183,19 +186,19 @@ def cloze(args, model, encoder, world, optimizer, vocabulary):
         warn(f"{cut} of {sum(map(len, sources))} sources have {args.n_ctx} tokens or more and were cut (--n_ctx)")
     sources = [[[*ids[:args.n_ctx - 1], EOS] for ids in split] for split in sources]
     target_ids = [[*ids, EOS] for ids in encoder.encode(list(TARGETS), verbose=False)]
-    candidates = pad(target_ids, world.device)                                   # [2, t]
-    (trY, vaY) = (torch.as_tensor(split[3], device=world.device).long() for split in splits[:2])
+    candidates = pad(target_ids)                                                 # [2, t]
+    (trY, vaY) = (torch.as_tensor(split[3]).long() for split in splits[:2])
     inputs = {"train": sources[0][:args.n_valid], "valid": sources[1], "test": sources[2]}
 
     def tower_loss(rows):
-        src = pad([sources[0][i] for i in rows], world.device)
+        src = pad([sources[0][i] for i in rows])
         return training_loss(args, model, src, candidates[trY[rows]])
 
     def logits(split):
         converted = for_evaluation(model, args.precision)
 
         def of(rows):
-            return target_log_probs(args, converted, pad(inputs[split][rows], world.device), candidates)
+            return target_log_probs(args, converted, pad(inputs[split][rows]), candidates)
 
         return finetuning.choose(of, len(inputs[split]), len(TARGETS), args.n_batch * args.n_gpu, world, True)
 

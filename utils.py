@@ -21,8 +21,8 @@ from formats import progress, streams
 from formats.errors import BadInput, MissingInput
 from formats.files import make_path, write_atomically  # noqa: F401 (make_path is the original's name here)
 
-__all__ = ["OneLineParser", "ResultLogger", "Stopped", "encode_dataset", "iter_data", "make_path", "read_log",
-           "require_ranges", "run_script", "select_device"]
+__all__ = ["OneLineParser", "ResultLogger", "Stopped", "device_names", "encode_dataset", "iter_data", "make_path",
+           "read_log", "require_ranges", "run_script", "select_device"]
 
 
 class Stopped(Exception):
@@ -232,13 +232,22 @@ def read_log(path: str) -> list[dict]:
 
 
 def select_device(name: str) -> torch.device:
-    """Return the torch.device for an option 'auto', 'cpu' or 'cuda' ('auto': CUDA where there is one).
+    """Return the torch.device for an option: 'cpu', an accelerator's name, or 'auto': the accelerator if there is one.
+
+    torch sees at most one kind of accelerator: 'cuda' (NVIDIA, and AMD through ROCm), 'mps' (Apple), 'xpu' (Intel).
 
     Raises:
-        BadInput: CUDA is asked for and absent.
+        BadInput: an accelerator is asked for that is not there.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise BadInput("--device cuda: this torch sees no CUDA device; use --device cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    found = torch.accelerator.current_accelerator(check_available=True)
+    there = "cpu" if found is None else found.type
+    if name not in ("auto", "cpu", there):
+        raise BadInput(f"--device {name}: this torch sees no {name.upper()} device; use --device {there}")
+    return torch.device(there if name == "auto" else name)
+
+
+def device_names() -> tuple[str, ...]:
+    """Return what --device may be: 'auto', 'cpu' and the accelerators' names, the one that torch sees included."""
+    found = torch.accelerator.current_accelerator()
+    names = ("auto", "cpu", "cuda", "mps", "xpu")
+    return names if found is None or found.type in names else (*names, found.type)

@@ -71,13 +71,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         pieces = _slices(len(weight), CPU_ROWS if device == "cpu" else len(weight))
+        # A GPU converts all rows once; a CPU each piece when it is wanted, which is then in the cache.
+        rows_of = weight if device == "cpu" else weight.to(dtype)
         # One buffer for all: a new tensor for each piece would leave holes between the logits that are kept.
         buffer = None if keep is None else weight.new_empty(weight[pieces[0]].shape, dtype=dtype)
 
         def rows(piece):
             if keep is None:
-                return weight[piece].to(dtype)                  # [v, D]
-            return torch.mul(weight[piece].to(dtype), keep[piece], out=buffer[:piece.stop - piece.start])
+                return rows_of[piece].to(dtype)                 # [v, D]
+            return torch.mul(rows_of[piece].to(dtype), keep[piece], out=buffer[:piece.stop - piece.start])
 
         with torch.autocast(device, enabled=False):
             n_tokens, padding = len(hidden), -len(hidden) % ROW_MULTIPLE

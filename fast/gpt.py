@@ -22,6 +22,7 @@ from torch import nn
 
 from fast.cache import KeysValues
 from fast.cross_entropy import linear_cross_entropy
+from fast.devices import moved, moved_to
 from fast.dropout import draw_keep, dropout, look_up, rate
 from fast.known import knows
 from fast.matmul import matmul, matmul_made, matmul_of
@@ -121,7 +122,7 @@ def hidden_states(m, x, packing=None, cache=None, only=None):
     """The final hidden states of a TransformerModel, and the DroppedMatrix [v, d] that their softmax uses.
 
     Args:
-        x: int [b, t, 2].
+        x: int [b, t, 2], here or on the CPU.
         packing: compute only its positions.
         cache: a list of KeysValues, one a layer: read earlier positions from them, add these. Under no_grad.
         only: int [r], with a packing: the rows wanted in the end; the last MLP then leaves out the others.
@@ -132,6 +133,7 @@ def hidden_states(m, x, packing=None, cache=None, only=None):
         raise RuntimeError("a cache of keys and values holds no gradients: call this under torch.no_grad()")
     if not cache or cache[0].length == 0:  # a token that was generated needs no look, which waits for a GPU
         m.require_ids(x)
+    x = moved(x, m.embed.weight.device)
     if packing is not None:
         x = packing.pack(x)                                                  # [b, t, 2] -> [n, 2]
     h, we = look_up(m.embed.weight, x, rate(m.embd_dropout))
@@ -159,9 +161,9 @@ def lm_token_scale(m):
     return m / (m.sum(1, keepdim=True).clamp(min=torch.finfo(m.dtype).tiny) * len(m))
 
 
-def _tensor(value, model):
-    """A tensor as it is; of an array or a list a tensor where the model is."""
-    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device=next(model.parameters()).device)
+def _tensor(value):
+    """A tensor as it is; of an array or a list a tensor on the CPU."""
+    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
 
 
 def losses(model: nn.Module, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor,
@@ -171,20 +173,22 @@ def losses(model: nn.Module, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor,
     Args:
         x: int [b, c, t, 2] (or [b, t, 2] for a classifier); m: [b, c, t] (or [b, t]), 1 at tokens the language model
             learns from; y: see loss.task_losses; lm_coef: weight of the language-model loss. x, m and y may be NumPy
-            arrays too.
+            arrays too. They may lie on the CPU whatever the model is on: then nothing here waits for a GPU.
     Returns:
         train_loss: mean_task_loss + lm_coef * mean(lm_losses), a scalar.
         clf_losses: [b].
     Raises:
         BadInput: see loss.require_batch, loss.require_targets and the head.
     """
-    x, m, y = (_tensor(value, model) for value in (x, m, y))
+    x, m, y = map(_tensor, (x, m, y))
     learns = any(torch.is_tensor(weight) and weight.requires_grad for weight in (m, lm_coef))
     if learns or not knows(model) or not x.numel():  # the fast loss has no gradients in the weights of its terms
+        x, m, y = moved_to(model, x, m, y)
         return double_head_loss(*model(x), x, m, y, lm_coef)[:2]
     at = model.task_head.position(x)                                         # [b, c]
     require_batch(x, m, 1 if isinstance(model.task_head, MultipleChoiceHead) else None)
     model.transformer.require_ids(x)
+    m, device = m.to(x.device), model.transformer.embed.weight.device
     rows = x.flatten(0, -3)                                                  # [bc, t, 2]
     steps = torch.arange(rows.size(1), device=x.device)
     scale = lm_token_scale(m.flatten(0, -2))                                 # [bc, t], token predicted AT t
@@ -192,18 +196,17 @@ def losses(model: nn.Module, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor,
         scale = torch.zeros_like(scale)
     last = torch.maximum(at.flatten(), (scale.ne(0) * steps).amax(1))        # [bc], last position that counts
     t = int(last.max()) + 1
-    packing = Packing(steps[:t] <= last[:, None])
+    packing = Packing(steps[:t] <= last[:, None], device=device)
     h, we = hidden_states(model.transformer, rows[:, :t], packing)           # [n, d], [v, d]
-    grid = packing.unpack(h)                                                 # [n, d] -> [bc, t, d]
-    pooled = grid[torch.arange(len(grid), device=x.device), at.flatten()]    # [bc, d]
+    pooled = h.index_select(0, packing.rows(t * torch.arange(len(rows), device=x.device) + at.flatten()))  # [bc, d]
+    y = moved(y, device)
     clf_losses = task_losses(model.task_head.classify(pooled.unflatten(0, at.shape)), y)
     loss = mean_task_loss(clf_losses, y)
     if lm_coef:
-        counts = scale[:, 1:t].ne(0)                                         # [bc, t - 1]
-        hidden = grid[:, :-1][counts]                                        # -> [tokens that count, d]
-        targets = rows[:, 1:t, 0][counts].long()
-        loss = loss + linear_cross_entropy(hidden, we.matrix, targets, lm_coef * scale[:, 1:t][counts],
-                                           keep=we.keep, p=we.p)
+        counts = F.pad(scale[:, 1:t], (0, 1)).flatten().nonzero()[:, 0]      # flat positions that predict what counts
+        targets, weights = rows[:, :t, 0].flatten()[counts + 1].long(), scale[:, :t].flatten()[counts + 1]
+        loss = loss + linear_cross_entropy(h.index_select(0, packing.rows(counts)), we.matrix, moved(targets, device),
+                                           lm_coef * moved(weights, device), keep=we.keep, p=we.p)
     return loss, clf_losses
 
 
@@ -212,7 +215,7 @@ def task_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The task logits of a DoubleHeadModel in evaluation mode, without language-model logits and padding.
 
     Args:
-        x: int [b, c, t, 2] (or [b, t, 2] for a classifier), a tensor or a NumPy array.
+        x: int [b, c, t, 2] (or [b, t, 2] for a classifier), a tensor or a NumPy array; see losses for where.
     Returns:
         [b, c] for multiple choice, else [b, number of classes].
     Raises:
@@ -220,14 +223,15 @@ def task_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """
     if model.training or any(isinstance(part, torch.nn.Dropout) and rate(part) for part in model.modules()):
         raise RuntimeError("task_logits is exact only without dropout: call model.eval() first")
-    x = _tensor(x, model)
+    x = _tensor(x)
     if not knows(model) or not x.numel():
-        return model(x)[1]
+        return model(*moved_to(model, x))[1]
     if isinstance(model.task_head, MultipleChoiceHead):
         return _choice_logits(model, x)
     rows, at = x.flatten(0, -3), model.task_head.position(x)                 # [bc, t, 2], [b, c]
     t = int(at.max()) + 1
-    packing = Packing(torch.arange(t, device=x.device) <= at.flatten()[:, None])
+    packing = Packing(torch.arange(t, device=x.device) <= at.flatten()[:, None],
+                      device=model.transformer.embed.weight.device)
     only = packing.rows(torch.arange(len(rows), device=x.device) * t + at.flatten())
     h, _ = hidden_states(model.transformer, rows[:, :t], packing, only=only)
     return model.task_head.classify(h.unflatten(0, at.shape))
@@ -263,22 +267,26 @@ def _choice_logits(model, x):
     rows = x[example, choice, source.clamp(max=t - 1)]                       # [b, t', 2]
     visible = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
     causal = column[None, :] <= column[:, None]
-    packing = Packing(keep, (visible & causal)[:, None])
+    packing = Packing(keep, (visible & causal)[:, None], model.transformer.embed.weight.device)
     pooled = packing.rows(example * rows.size(1) + start + own - 1)          # [b, c]
     h, _ = hidden_states(model.transformer, rows, packing, only=pooled.flatten())  # [bc, d]
     return model.task_head.classify(h.view(b, c, -1))                        # [b, c, d] -> [b, c]
 
 
 def lm_loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """As LMModel.loss: mean cross entropy over positions 1 .. t-1 of x int [b, t, 2], no padding; a scalar in nats."""
+    """As LMModel.loss: mean cross entropy over positions 1 .. t-1 of x int [b, t, 2], no padding; a scalar in nats.
+
+    x may lie on the CPU, see losses.
+    """
     if not knows(model) or x.size(1) < 2 or not len(x):
+        x, = moved_to(model, x)
         if isinstance(model, LMModel):
             return model.loss(x)
         logits = model(x)                                                    # of a wrapper
         return word_loss(logits, x, logits.size(-1)) / max(x[:, 1:, 0].numel(), 1)
     h, we = hidden_states(model.transformer, x)
     h = h[:, :-1].flatten(0, 1)                                              # [b, t, d] -> [b(t-1), d]
-    targets = x[:, 1:, 0].flatten().long()                                   # [b(t-1)]
+    targets = moved(x[:, 1:, 0].flatten().long(), h.device)                  # [b(t-1)]
     scale = torch.full(targets.shape, 1 / len(targets), dtype=torch.float32, device=h.device)
     return linear_cross_entropy(h, we.matrix, targets, scale, keep=we.keep, p=we.p)
 
@@ -286,13 +294,14 @@ def lm_loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def lm_word_loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """As loss.word_loss(model(x), ...) of an LMModel in evaluation mode: the sum over tokens 1 .. t-1 of x
-    int [b, t, 2] of the cross entropy among the words alone, in nats; a scalar."""
+    int [b, t, 2] of the cross entropy among the words alone, in nats; a scalar. x may lie on the CPU, see losses."""
     n_words = model.transformer.n_vocab - model.transformer.n_ctx
     if not knows(model) or not x.numel():
+        x, = moved_to(model, x)
         logits = model.lm_head(model.transformer(x)) if model.return_probs else model(x)
         return word_loss(logits, x, n_words)
     h, we = hidden_states(model.transformer, x)
     h = h[:, :-1].flatten(0, 1)                                              # [b, t, d] -> [b(t-1), d]
-    return linear_cross_entropy(h, we.matrix[:n_words], x[:, 1:, 0].flatten().long(),
+    return linear_cross_entropy(h, we.matrix[:n_words], moved(x[:, 1:, 0].flatten().long(), h.device),
                                 torch.ones(len(h), dtype=torch.float32, device=h.device),
                                 keep=None if we.keep is None else we.keep[:n_words], p=we.p)

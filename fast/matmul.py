@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fast.autograd import first_derivatives_only
+from fast.devices import RandomState, repeats_random_numbers
 from fast.library import library
 
 # oneDNN compiles a kernel for every number of rows it meets and keeps it: about 1 ms and 0.6 MB each.
@@ -106,8 +107,7 @@ def matmul_made(x, w, b, function, *tensors):
 
 
 def _keeps_everything(x):
-    # Elsewhere than on these devices a function that drops would draw other numbers the second time.
-    return x.device.type not in ("cpu", "cuda") or not torch.is_grad_enabled() or torch.compiler.is_compiling() \
+    return not repeats_random_numbers(x.device.type) or not torch.is_grad_enabled() or torch.compiler.is_compiling() \
         or torch.is_autocast_enabled(x.device.type)
 
 
@@ -149,8 +149,7 @@ def matmul_of(function, x, w, b=None):
 class _RecomputedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, function, x, w, b):
-        ctx.function, ctx.device = function, [x.device.index] if x.device.type == "cuda" else []
-        ctx.random_state = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, ctx.device)]
+        ctx.function, ctx.random_state = function, RandomState(x.device)
         ctx.save_for_backward(x, w)
         return matmul(function(x), w, b)
 
@@ -159,10 +158,7 @@ class _RecomputedProduct(torch.autograd.Function):
     def backward(ctx, d_y):
         x, w = ctx.saved_tensors
         x = x.detach().requires_grad_()
-        with torch.random.fork_rng(ctx.device), torch.autocast(x.device.type, enabled=False):
-            torch.set_rng_state(ctx.random_state[0])
-            for device, state in zip(ctx.device, ctx.random_state[1:], strict=True):
-                torch.cuda.set_rng_state(state, device)
+        with ctx.random_state.again(), torch.autocast(x.device.type, enabled=False):
             with torch.enable_grad():
                 a = ctx.function(x)                              # [..., k]
             d_a, d_w, d_b = _gradients(a.detach(), w, d_y, (True, *ctx.needs_input_grad[2:]))

@@ -6,6 +6,7 @@ the batch, the step takes 1.15 times as long.
 
 import torch
 
+from fast.devices import moved
 from fast.matmul import ROW_MULTIPLE
 
 
@@ -17,24 +18,29 @@ class Packing:
     elsewhere attention finds other positions' numbers. A few padded positions are computed along to make
     n a multiple of ROW_MULTIPLE; their results are not used.
 
+    The layout is worked out where `keep` lies: on a GPU that waits for it, on the CPU it does not.
+
     Args:
         keep: bool [b, t] (or 0 and 1), the positions to compute.
+        device: where what is packed lies; where `keep` does by default.
         mask: bool [b, 1, t, t], True where row i may attend to column j; for the attention to read.
     """
 
-    def __init__(self, keep, mask=None):
-        self.grid, self.mask = keep.shape, mask
+    def __init__(self, keep, mask=None, device=None):
+        device = keep.device if device is None else device
+        self.grid, self.mask = keep.shape, None if mask is None else moved(mask, device)
         keep = keep.bool()
         counts = keep.sum(1)
         self.kept, self.fewest = torch.stack([counts.sum(), counts.min()]).tolist()  # in all; in one sequence
         kept_first = keep.flatten().argsort(descending=True, stable=True)
-        self.index = kept_first[:self.kept + -self.kept % ROW_MULTIPLE]         # [n], in order but for the padding
+        self._index_there = kept_first[:self.kept + -self.kept % ROW_MULTIPLE]  # [n], in order but for the padding
+        self.index = moved(self._index_there, device)                           # [n]
         self.sequence = self.index // keep.shape[1]                             # [n], which of the b
         self._rows_of_heads = {}
 
     def rows(self, positions):
-        """Flat positions of the grid that are kept, int [...] -> their rows among the n, int [...]."""
-        return torch.searchsorted(self.index[:self.kept], positions)
+        """Flat positions of the grid that are kept, int [...] where `keep` lay -> their rows among the n, int [...]."""
+        return moved(torch.searchsorted(self._index_there[:self.kept], positions), self.index.device)
 
     def pack(self, x):
         """[b, t, ...] -> [n, ...]."""

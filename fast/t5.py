@@ -21,11 +21,21 @@ import loss
 import t5_decoding
 from fast.cache import KeysValues, grown
 from fast.cross_entropy import linear_cross_entropy
+from fast.devices import moved, moved_to
 from fast.dropout import rate
 from fast.known import knows
 from fast.matmul import linear
 from fast.packing import Packing
-from t5_pytorch import MAX_DISTANCE, PAD, additive, masked, relative_position_bucket, require_finite, shift_right
+from t5_pytorch import (
+    MAX_DISTANCE,
+    PAD,
+    additive,
+    masked,
+    relative_position_bucket,
+    require_finite,
+    require_ids,
+    shift_right,
+)
 
 
 def dropout(m, x, packing=None):
@@ -58,8 +68,8 @@ def relative_bias(table, queries, length, bidirectional, max_distance=MAX_DISTAN
         [1, h, t, j].
     """
     relative = torch.arange(1 - length, queries, device="cpu")  # memory - query; on the CPU, so that rounding is known
-    bucket = relative_position_bucket(relative, bidirectional, len(table), max_distance).to(table.device)
-    by_distance = F.embedding(bucket, table).t()             # [t+j-1, h] -> [h, t+j-1]
+    bucket = relative_position_bucket(relative, bidirectional, len(table), max_distance)
+    by_distance = F.embedding(moved(bucket, table.device), table).t()             # [t+j-1, h] -> [h, t+j-1]
     # The last query sees the first j distances, the one before it those from the second on: unfold
     # lists these windows, flip puts the first query first.
     return by_distance.unfold(-1, length, 1).flip(1)[None]   # [h, t+j-1] -> [h, t, j] -> [1, h, t, j]
@@ -143,7 +153,7 @@ def stack(m, x, mask=None, memory=None, memory_mask=None):
     """As Stack, without computing padding.
 
     Args:
-        x: [b, t, d], embedded tokens. mask: bool [b, t], True = keep; None keeps all.
+        x: [b, t, d], embedded tokens. mask: bool [b, t], here or on the CPU, True = keep; None keeps all.
         memory: [b, s, d], the encoder's output, in a decoder; memory_mask: bool [b, s].
     Returns:
         [b, t, d], exactly 0 where mask is False.
@@ -154,10 +164,12 @@ def stack(m, x, mask=None, memory=None, memory_mask=None):
     if m.is_decoder:
         bias = bias + bias.new_full(bias.shape[2:], masked(bias.dtype)).triu(1)
     if mask is not None:
-        packing, bias = Packing(mask), bias + additive(mask, bias.dtype)        # -> [b, h, t, t]
+        packing, mask = Packing(mask, device=x.device), moved(mask, x.device)
+        bias = bias + additive(mask, bias.dtype)                                # -> [b, h, t, t]
         x = packing.pack(x)
     if memory_mask is not None:
-        memory_packing, memory_bias = Packing(memory_mask), additive(memory_mask, x.dtype)
+        memory_packing = Packing(memory_mask, device=x.device)
+        memory_bias = additive(moved(memory_mask, x.device), x.dtype)
         memory = memory_packing.pack(memory)
     x = dropout(m.dropout, x, packing)
     for part in m.block:
@@ -167,9 +179,21 @@ def stack(m, x, mask=None, memory=None, memory_mask=None):
     return x if packing is None else packing.unpack(x) * mask[..., None].bool()  # as the original zeroes padding
 
 
+def embedding_of(model, stack):
+    """The embedding that a stack of a T5 reads."""
+    return model.shared if model.tie_token_emb else stack.embedding
+
+
+def embed(model, side, ids):
+    """As T5.embed_source and embed_target, for the side "src" or "tgt". The ids are looked at where they lie."""
+    table = embedding_of(model, model.encoder if side == "src" else model.decoder)
+    require_ids(side, ids, table.num_embeddings)
+    return table(moved(ids, table.weight.device))                               # [b, t] -> [b, t, d]
+
+
 def encode(model, src, mask=None):
-    """As T5.encode: int [b, s], bool [b, s] or None -> [b, s, d]."""
-    return require_finite(stack(model.encoder, model.embed_source(src), mask))
+    """As T5.encode: int [b, s], bool [b, s] or None -> [b, s, d]. Both may lie on the CPU whatever the model is on."""
+    return require_finite(stack(model.encoder, embed(model, "src", src), mask))
 
 
 def before_logits(model, x):
@@ -179,7 +203,7 @@ def before_logits(model, x):
 
 def hidden_states(model, src, tgt, mask=None, tgt_mask=None):
     """As T5.forward, but before the product with logits_weight(): [b, t, d]."""
-    x = stack(model.decoder, model.embed_target(tgt), tgt_mask, encode(model, src, mask), mask)
+    x = stack(model.decoder, embed(model, "tgt", tgt), tgt_mask, encode(model, src, mask), mask)
     return before_logits(model, require_finite(x))
 
 
@@ -193,7 +217,8 @@ def training_loss(model: nn.Module, src: torch.Tensor, targets: torch.Tensor, z_
     """The original's training loss, see loss.t5_loss.
 
     Args:
-        src: int [b, s]; targets: int [b, t], both padded with PAD. A target of loss.IGNORED is no label.
+        src: int [b, s]; targets: int [b, t], both padded with PAD. A target of loss.IGNORED is no label. Where both
+            lie on the CPU, nothing here waits for a GPU that the model may be on.
         padded: False promises that neither has padding.
         z_loss, label_smoothing: see loss.token_losses.
     Returns:
@@ -201,8 +226,10 @@ def training_loss(model: nn.Module, src: torch.Tensor, targets: torch.Tensor, z_
     """
     mask, tgt_mask = (src != PAD, targets != PAD) if padded else (None, None)
     if not _runs(model, src, targets):
+        src, targets, mask, tgt_mask = moved_to(model, src, targets, mask, tgt_mask)
         return loss.t5_loss(model(src, shift_right(targets), mask, tgt_mask), targets, z_loss, label_smoothing)
     hidden = hidden_states(model, src, shift_right(targets), mask, tgt_mask).flatten(0, 1)      # [b, t, d] -> [b*t, d]
+    targets = moved(targets, hidden.device)
     scale = (targets != PAD).flatten().float() / targets.numel()
     return linear_cross_entropy(hidden, model.logits_weight(), targets.flatten().long(), scale, z_loss,
                                 label_smoothing=label_smoothing)
@@ -212,18 +239,19 @@ def target_log_probs(model: nn.Module, src: torch.Tensor, candidates: torch.Tens
     """The log-probability of each candidate target given each source, [b, c]; the encoder runs once a source.
 
     Args:
-        src: int [b, s]; candidates: int [c, t], both padded with PAD.
+        src: int [b, s]; candidates: int [c, t], both padded with PAD; see training_loss for where.
     """
     (b, _), (c, _) = src.shape, candidates.shape
     mask, targets = src != PAD, candidates.repeat(b, 1)                          # [bc, t]
     if not _runs(model, src, candidates):
+        src, mask, targets = moved_to(model, src, mask, targets)
         logits = model(src.repeat_interleave(c, 0), shift_right(targets), mask.repeat_interleave(c, 0), targets != PAD)
         return loss.target_log_probs(logits, targets).view(b, c)
     memory = encode(model, src, mask).repeat_interleave(c, 0)                    # [b, s, d] -> [bc, s, d]
-    x = stack(model.decoder, model.embed_target(shift_right(targets)), targets != PAD, memory,
+    x = stack(model.decoder, embed(model, "tgt", shift_right(targets)), targets != PAD, memory,
               mask.repeat_interleave(c, 0))                                      # [bc, t, d]
     logits = linear(before_logits(model, x), model.logits_weight())
-    return loss.target_log_probs(logits, targets).view(b, c)
+    return loss.target_log_probs(logits, moved(targets, logits.device)).view(b, c)
 
 
 class Decoder:
@@ -267,7 +295,7 @@ class Decoder:
                 self.past = self.past.gather(2, parents[:, None, :, None].expand_as(self.past))
             self.past[:, 0, :, end - n:end].diagonal(dim1=1, dim2=2).zero_()
             bias = bias + self.past[..., :end]                                  # [b, h, n, end]
-        x = model.embed_target(tokens)                                          # [b, n, d]
+        x = embedding_of(model, model.decoder)(tokens)  # without embed's look at them, for which a GPU waits: [b, n, d]
         for part, memory, cache in zip(model.decoder.block, self.memory, self.caches, strict=True):
             x = block(part, x, bias, memory, self.memory_bias, cache=cache)
         self.position += 1
@@ -282,15 +310,20 @@ class Decoder:
             self.past = F.pad(self.past, (0, (self.size - old) * self.beams), value=masked(self.past.dtype))
 
 
-def _decoder(model, src):
-    return Decoder if _runs(model, src) else t5_decoding.Decoder
+def _decoder(model, src, prefix):
+    if not _runs(model, src):
+        return t5_decoding.Decoder
+    if prefix is not None:  # the Decoder looks at no ids
+        require_ids("prefix", torch.atleast_2d(torch.as_tensor(prefix, dtype=torch.int64)),
+                    embedding_of(model, model.decoder).num_embeddings)
+    return Decoder
 
 
 def generate(model, src, *args, **kwargs):
     """As t5_decoding.generate, with cached keys and values."""
-    return t5_decoding.generate(model, src, *args, decoder=_decoder(model, src), **kwargs)
+    return t5_decoding.generate(model, src, *args, decoder=_decoder(model, src, kwargs.get("prefix")), **kwargs)
 
 
 def beam_search(model, src, *args, **kwargs):
     """As t5_decoding.beam_search, with cached keys and values."""
-    return t5_decoding.beam_search(model, src, *args, decoder=_decoder(model, src), **kwargs)
+    return t5_decoding.beam_search(model, src, *args, decoder=_decoder(model, src, kwargs.get("prefix")), **kwargs)

@@ -17,8 +17,8 @@ def gpt_masks_written_down(monkeypatch):
     masks, packings = [], []
     draw, pack = fast.dropout.draw_keep, fast.gpt.Packing
 
-    def packing_of(*args):
-        packings.append(pack(*args))
+    def packing_of(*args, **kwargs):
+        packings.append(pack(*args, **kwargs))
         return packings[-1]
 
     def drawn(shape, p):

@@ -107,8 +107,8 @@ def test_texts_have_the_form_of_the_paper_s_copa():
 @pytest.mark.parametrize("plain", [False, True])
 def test_log_probabilities_are_those_of_each_pair_alone(plain):
     model = tiny(n_tokens=50).eval()
-    src = train_t5.pad([[5, 6, 7, 8, EOS], [9, EOS], [4, 4, 3, EOS]], "cpu")
-    candidates = train_t5.pad([[11, 12, EOS], [13, EOS]], "cpu")
+    src = train_t5.pad([[5, 6, 7, 8, EOS], [9, EOS], [4, 4, 3, EOS]])
+    candidates = train_t5.pad([[11, 12, EOS], [13, EOS]])
     with torch.no_grad():
         got = train_t5.target_log_probs(Namespace(plain=plain), model, src, candidates)
         for i in range(3):

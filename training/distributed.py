@@ -60,6 +60,8 @@ class World:
 
     def any(self, flag):
         """True everywhere if it is true anywhere."""
+        if self.size == 1:
+            return bool(flag)
         return bool(self.sum(torch.tensor(float(bool(flag)), device=self.device)) > 0)
 
     def wait(self):
@@ -100,10 +102,10 @@ def join(device="auto"):
     the process.
 
     Args:
-        device: 'auto', 'cpu' or 'cuda'. With CUDA each process takes the GPU of its local rank (nccl); on CPUs
-            the processes talk through gloo.
+        device: see utils.select_device. Each process takes the accelerator of its local rank, and they talk through
+            torch's library for it (CUDA: nccl); on CPUs through gloo.
     Raises:
-        BadInput: CUDA is asked for and absent, or has fewer GPUs than this machine has processes; or the
+        BadInput: the accelerator asked for is absent, or there are fewer than this machine has processes; or the
             environment's variables do not fit together, or the processes do not find each other.
     """
     device = select_device(device)
@@ -116,19 +118,20 @@ def join(device="auto"):
                        f"set; start with torchrun, or unset WORLD_SIZE for a single process, or type {WITH_SRUN}")
     rank = _whole_number("RANK", 0, size - 1)
     port = _whole_number("MASTER_PORT", 0, 65535)
-    if device.type == "cuda":
+    if device.type != "cpu":
         local = _whole_number("LOCAL_RANK", 0, size - 1) if "LOCAL_RANK" in os.environ else 0
-        if local >= torch.cuda.device_count():
-            raise BadInput(f"process {local} of this machine has no GPU of its own: torch sees "
-                           f"{torch.cuda.device_count()}; start fewer with --nproc_per_node, or give --device cpu")
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
+        n = torch.accelerator.device_count()
+        if local >= n:
+            raise BadInput(f"process {local} of this machine has no GPU of its own: torch sees {n}; start fewer with "
+                           "--nproc_per_node, or give --device cpu")
+        device = torch.device(device.type, local)
+        torch.accelerator.set_device_index(local)
     if not dist.is_initialized():
         # The threads of the group end with the last reference to it. These functions have it as a default argument
         # where they are imported later, as torch's compiler does, and would keep it.
         importlib.import_module("torch.distributed.nn.functional")
         try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+            dist.init_process_group(dist.get_default_backend_for_device(device), timeout=timedelta(minutes=10))
         except (RuntimeError, ValueError, OSError) as error:
             raise BadInput(f"process {rank} of {size} does not reach the others at MASTER_ADDR "
                            f"{os.environ['MASTER_ADDR']}, MASTER_PORT {port} ({_reason(error)}); give another port "

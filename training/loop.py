@@ -306,7 +306,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
 
     def mean_loss(tower):
         """Add a tower's share to the gradients and return it; nothing of its graph stays."""
-        if len(towers) > 1:
+        if len(towers) > 1 and world.device.type == "cpu":
             give_back_free_pages()
         seed_tower(args.seed, state["n_updates"], tower)
         with autocast(world.device, args.precision):

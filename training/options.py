@@ -4,6 +4,7 @@ A script calls the add_ functions it needs, then require_ranges with the ranges 
 """
 
 import os
+import sys
 
 from fast.library import forced_library
 from fast.rates import say_where_bf16_is_slow
@@ -11,9 +12,11 @@ from formats.errors import BadInput
 from model_pytorch import ACT_FNS
 from opt import SCHEDULES
 from t5_pytorch import FEED_FORWARD_KINDS
+from utils import device_names
 
 PRECISIONS = ("fp32", "bf16")
 BELOW_ONE = (0, 1 - 1e-9)
+WINDOWS_HAS_NOT = '<>:"|?*'  # in the names of files
 
 RUN_RANGES = {"n_iter": (1, None), "n_batch": (1, None), "n_gpu": (1, None), "seed": (0, 2 ** 32 - 1),
               "save_every": (0, None)}
@@ -58,8 +61,9 @@ def add_run_options(parser, n_iter, n_batch, n_gpu, needs_desc=True):
 
 def add_device_option(parser):
     """Add --device."""
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help="auto: CUDA where there is one")
+    parser.add_argument("--device", choices=device_names(), default="auto",
+                        help="auto: the accelerator that torch sees (cuda: NVIDIA or ROCm, mps: Apple, xpu: Intel), "
+                             "else the CPU")
 
 
 def add_plain_option(parser):
@@ -80,6 +84,9 @@ def check_run_options(args, world):
     if world.size > args.n_gpu:
         raise BadInput(f"{world.size} processes share --n_gpu {args.n_gpu} towers; start at most {args.n_gpu}, or give "
                        f"--n_gpu {world.size} and a smaller --n_batch")
+    if sys.platform == "win32" and set(args.desc) & set(WINDOWS_HAS_NOT):
+        raise BadInput(f"--desc is {args.desc!r}, but Windows has no files with any of {WINDOWS_HAS_NOT} in their "
+                       "names; give another name")
     args.plain = args.plain or args.compile
     say_where_bf16_is_slow(world.device, args.precision)
 

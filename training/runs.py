@@ -5,6 +5,7 @@ import os
 from typing import NamedTuple
 
 from fast import library
+from fast.devices import without_cudnn_attention
 from formats.errors import BadInput, MissingInput
 from formats.files import load_tensors, make_path
 from formats.locks import locked
@@ -31,7 +32,8 @@ class Start(NamedTuple):
 def alone(args, world, *more):
     """Keep other runs out of this run's folder and log while the body runs; its processes agree on their options.
 
-    The library of matrix products that the run settles on, see fast/library.py, is that of the body alone.
+    The library of matrix products that the run settles on, see fast/library.py, is that of the body alone; and there is
+    no attention of cuDNN's in it, see fast.devices.without_cudnn_attention.
 
     Args:
         more: other files that this run will write.
@@ -58,6 +60,7 @@ def alone(args, world, *more):
         if refused:
             raise Stopped("the first process of this run was refused, see its message")
         stack.enter_context(library.of_one_run())
+        stack.enter_context(without_cudnn_attention())
         yield
 
 

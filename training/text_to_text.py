@@ -320,7 +320,7 @@ def finetune(args, model, encoder, world, optimizer, training_loss, vocabulary):
 
     def tower_loss(rows):
         numbers = np.concatenate(rows) if args.pack else rows
-        src, tgt = (pad([ids[i] for i in numbers], world.device) for ids in (inputs, targets))
+        src, tgt = (pad([ids[i] for i in numbers], "cpu") for ids in (inputs, targets))
         return training_loss(src, tgt) * (tgt.numel() / (len(rows) * full))
 
     def evaluation():
