@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,9 @@ from formats.errors import BadInput, MissingInput
 from formats.files import write_atomically
 from utils import OneLineParser, read_log, run_script
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["REPORTS", "best_accuracy", "draw_attention", "draw_curves", "draw_layers", "draw_seeds",
            "draw_similarities", "draw_surprisal", "evaluations", "read_submission", "rocstories"]
 
@@ -27,7 +31,7 @@ LINES = ["-", "--", ":", "-."]  # lines and markers tell runs apart in grey
 MARKERS = "osv^Dx"
 
 
-def read_submission(path):
+def read_submission(path: str) -> list[int]:
     """Return the predictions in a submission file (columns index, prediction) as a list of int.
 
     Raises:
@@ -42,7 +46,7 @@ def read_submission(path):
                        "expected the columns index and prediction") from None
 
 
-def rocstories(data_dir, pred_path, log_path):
+def rocstories(data_dir: str, pred_path: str, log_path: str) -> tuple[float, float]:
     """Print the validation accuracy of the best evaluation and the test accuracy, in percent; return both.
 
     Args:
@@ -65,7 +69,7 @@ def rocstories(data_dir, pred_path, log_path):
 REPORTS = {"rocstories": rocstories}  # data set -> report on a submission
 
 
-def evaluations(log_path):
+def evaluations(log_path: str) -> list[dict]:
     """Return the evaluation lines of a log, without the arguments.
 
     Raises:
@@ -78,7 +82,7 @@ def evaluations(log_path):
     return lines
 
 
-def best_accuracy(log_path):
+def best_accuracy(log_path: str) -> float:
     """Return the best validation accuracy in a log, in percent.
 
     Raises:
@@ -90,7 +94,7 @@ def best_accuracy(log_path):
     return max(accuracies)
 
 
-def draw_curves(log_paths, out=None, labels=None):
+def draw_curves(log_paths: list[str], out: str | None = None, labels: list[str] | None = None) -> "Figure":
     """Draw validation cost (nats) and, where there is one, accuracy (percent) over updates.
 
     Args:
@@ -115,7 +119,7 @@ def draw_curves(log_paths, out=None, labels=None):
     return _save(figure, out)
 
 
-def draw_layers(log_paths, out=None):
+def draw_layers(log_paths: list[str], out: str | None = None) -> "Figure":
     """Draw best validation accuracy (percent) against n_transfer, the paper's figure 2 (left) from any logs.
 
     Logs that share an n_transfer, such as those of several seeds, are drawn as their median with a range.
@@ -138,7 +142,8 @@ def draw_layers(log_paths, out=None):
     return _save(figure, out)
 
 
-def draw_seeds(accuracies, out=None, published=None, title=None):
+def draw_seeds(accuracies: dict[int, float], out: str | None = None, published: dict[str, float] | None = None,
+               title: str | None = None) -> "Figure":
     """Draw the test accuracy of every seed as a dot, their median as a line, and published numbers as thin lines.
 
     Args:
@@ -159,7 +164,8 @@ def draw_seeds(accuracies, out=None, published=None, title=None):
     return _save(figure, out)
 
 
-def draw_attention(weights, columns, rows=None, out=None):
+def draw_attention(weights: np.ndarray, columns: list[str], rows: list[str] | None = None,
+                   out: str | None = None) -> "Figure":
     """Draw the attention weights of each layer (down) and head (across); the darker, the more.
 
     Args:
@@ -191,7 +197,7 @@ def draw_attention(weights, columns, rows=None, out=None):
     return _save(figure, out)
 
 
-def draw_surprisal(table, out=None):
+def draw_surprisal(table: pd.DataFrame, out: str | None = None) -> "Figure":
     """Draw the surprisal of each token as a bar over it, a row for each text.
 
     Args:
@@ -212,7 +218,7 @@ def draw_surprisal(table, out=None):
     return _save(figure, out)
 
 
-def draw_similarities(cosines, labels, out=None):
+def draw_similarities(cosines: np.ndarray, labels: list[str], out: str | None = None) -> "Figure":
     """Draw a table of cosines, with its numbers.
 
     Args:

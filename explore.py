@@ -40,6 +40,9 @@ __all__ = ["Batch", "T5Attention", "T5States", "answers", "attention", "batch", 
            "similarities", "surprisal", "token_log_probs"]
 
 
+Encoder = TextEncoder | SentencePieceEncoder
+
+
 class Batch(NamedTuple):
     """Texts as a model takes them, padded on the right.
 
@@ -108,7 +111,7 @@ def load_t5(name: str, revision: str | None = None) -> tuple[T5, SentencePieceEn
     return T5.from_pretrained(folder), SentencePieceEncoder.from_folder(folder)
 
 
-def batch(model: nn.Module, encoder, texts: list[str]) -> Batch:
+def batch(model: nn.Module, encoder: Encoder, texts: list[str]) -> Batch:
     """Encode some texts for a model.
 
     Args:
@@ -174,7 +177,8 @@ def similarities(vectors: torch.Tensor) -> torch.Tensor:
     return vectors @ vectors.T                                                  # [n, d] x [d, n] -> [n, n]
 
 
-def sentence_vectors(model: nn.Module, encoder, texts: list[str], layer: int = -1, n_batch: int = 32) -> torch.Tensor:
+def sentence_vectors(model: nn.Module, encoder: Encoder, texts: list[str], layer: int = -1,
+                     n_batch: int = 32) -> torch.Tensor:
     """A vector for each text: the mean over its tokens of a layer's hidden states (T5: the encoder's).
 
     Args:
@@ -191,7 +195,7 @@ def sentence_vectors(model: nn.Module, encoder, texts: list[str], layer: int = -
     return torch.cat(vectors)
 
 
-def hidden_states(model: nn.Module, texts: Batch, targets: Batch | None = None):
+def hidden_states(model: nn.Module, texts: Batch, targets: Batch | None = None) -> torch.Tensor | T5States:
     """The hidden states of every layer.
 
     Args:
@@ -221,7 +225,7 @@ def hidden_states(model: nn.Module, texts: Batch, targets: Batch | None = None):
     return T5States(torch.stack(states["encoder"]), torch.stack(states["decoder"]) if targets else None)
 
 
-def attention(model: nn.Module, texts: Batch, targets: Batch | None = None):
+def attention(model: nn.Module, texts: Batch, targets: Batch | None = None) -> torch.Tensor | T5Attention:
     """The attention weights of every layer and head: row i is how much position i takes from each position.
 
     Args:
@@ -291,7 +295,7 @@ def token_log_probs(model: nn.Module, texts: Batch, targets: Batch | None = None
     return log_p.masked_fill(~texts.mask, torch.nan)
 
 
-def surprisal(model: nn.Module, encoder, texts: list[str], n_batch: int = 32) -> pd.DataFrame:
+def surprisal(model: nn.Module, encoder: Encoder, texts: list[str], n_batch: int = 32) -> pd.DataFrame:
     """The surprisal of each token of some texts: minus its log-probability given the tokens before it.
 
     Args:
@@ -309,7 +313,7 @@ def surprisal(model: nn.Module, encoder, texts: list[str], n_batch: int = 32) ->
     return pd.DataFrame(rows, columns=["text", "position", "token", "surprisal"])
 
 
-def next_words(model: nn.Module, encoder, texts: list[str], n: int = 10) -> pd.DataFrame:
+def next_words(model: nn.Module, encoder: Encoder, texts: list[str], n: int = 10) -> pd.DataFrame:
     """The most probable next tokens after each text.
 
     Args:
@@ -351,7 +355,7 @@ def continue_batch(model: nn.Module, texts: Batch, n_tokens: int, **sampling) ->
     return new
 
 
-def continue_texts(model: nn.Module, encoder, texts: list[str], n_tokens: int = 20, **sampling) -> list[str]:
+def continue_texts(model: nn.Module, encoder: Encoder, texts: list[str], n_tokens: int = 20, **sampling) -> list[str]:
     """Return each text with its continuation by n_tokens tokens, in the lower-cased form that GPT reads and writes.
 
     Args:
@@ -364,7 +368,8 @@ def continue_texts(model: nn.Module, encoder, texts: list[str], n_tokens: int = 
     return [encoder.decode([*row, *ids]) for row, ids in zip(old, new, strict=True)]
 
 
-def answers(model: T5, encoder, texts: list[str], n_best: int = 1, beams: int = 4, max_length: int | None = None,
+def answers(model: T5, encoder: Encoder, texts: list[str],
+            n_best: int = 1, beams: int = 4, max_length: int | None = None,
             alpha: float = 0.6) -> pd.DataFrame:
     """The best answers of a T5 to each text, by beam search.
 

@@ -14,6 +14,7 @@ perplexity. A text longer than the context is continued from its second half (wi
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -110,7 +111,7 @@ def check_args(args):
         raise BadInput(f"--out {args.out} is the file of the --prompts, which would be lost; give another name")
 
 
-def load_gpt(model_dir, n_head, afn, device):
+def load_gpt(model_dir: str, n_head: int | None, afn: str | None, device: torch.device) -> tuple[LMModel, TextEncoder]:
     """Return (LMModel in eval mode with all released positions, TextEncoder) of a folder of weights and vocabulary.
 
     Args:
@@ -132,13 +133,15 @@ def load_gpt(model_dir, n_head, afn, device):
     return model.to(device).eval(), encoder
 
 
-def with_positions(ids, first, n_vocab):
+def with_positions(ids: torch.Tensor, first: int, n_vocab: int) -> torch.Tensor:
     """int [b, t] -> int [b, t, 2]: the ids with positions first, first + 1, ..., whose rows start at n_vocab."""
     positions = n_vocab + first + torch.arange(ids.size(1), device=ids.device)
     return torch.stack([ids, positions.expand_as(ids)], -1)
 
 
-def generate_gpt(model, ids, n_tokens, temperature=0.0, top_k=0, top_p=1.0, generator=None, cached=True, stop=None):
+def generate_gpt(model: LMModel, ids: torch.Tensor, n_tokens: int, temperature: float = 0.0, top_k: int = 0,
+                 top_p: float = 1.0, generator: torch.Generator | None = None, cached: bool = True,
+                 stop: Callable | None = None) -> torch.Tensor:
     """Continue each row of ids by n_tokens. Nothing is dropped, whatever the model's mode.
 
     Args:
@@ -191,7 +194,7 @@ def generate_gpt(model, ids, n_tokens, temperature=0.0, top_k=0, top_p=1.0, gene
 
 
 @torch.no_grad()
-def perplexity(model, ids, plain=False):
+def perplexity(model: LMModel, ids: torch.Tensor, plain: bool = False) -> float:
     """Return exp of the mean loss of ids[1:], read in windows of n_ctx tokens that overlap by one.
 
     Args:

@@ -14,6 +14,7 @@ Letters in the shape comments:
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -287,7 +288,7 @@ class TransformerModel(nn.Module):
                            "learned from")
 
 
-def drops(dropout):
+def drops(dropout: nn.Module) -> bool:
     """Whether a dropout may change its input: each asks its own mode and rate. What is not nn.Dropout may."""
     return not isinstance(dropout, nn.Dropout) or (dropout.training and dropout.p > 0)
 
@@ -313,7 +314,7 @@ class LMHead(nn.Module):
         trunc_and_reshape: leave out the last position, which predicts nothing, and flatten.
     """
 
-    def __init__(self, model: nn.Module, cfg: dotdict, trunc_and_reshape=True):
+    def __init__(self, model: nn.Module, cfg: dotdict, trunc_and_reshape: bool = True):
         super().__init__()
         v, d = model.embed.weight.shape
         self.decoder = TiedDecoder(d, v, bias=False, device="meta")
@@ -419,7 +420,7 @@ def make_task_head(task_head_type: str | tuple, clf_token: int, cfg: dotdict) ->
                      f"{', '.join(map(repr, TASK_HEADS))} and ('classification', n_class)")
 
 
-def hidden_states_and_keep(transformer, x: torch.Tensor):
+def hidden_states_and_keep(transformer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Call a TransformerModel; return [b, t, d], and what its embedding was multiplied by (see draw_keep), or None.
 
     A module that took its place is given x alone. It draws for itself, and the softmax takes the whole matrix; where
@@ -475,7 +476,7 @@ class LMModel(_TiedModel):
         self.register_load_state_dict_pre_hook(_drop_2018_position_mask)
 
     @classmethod
-    def from_pretrained(cls, name: str, revision: str | None = None, return_probs: bool = False):
+    def from_pretrained(cls, name: str, revision: str | None = None, return_probs: bool = False) -> "LMModel":
         """Return a model with the weights and sizes of a folder or of a repository on the Hub, in evaluation mode.
 
         Its encoder: text_utils.TextEncoder.from_folder. There are no special rows; the positions are all there.
@@ -539,7 +540,7 @@ class DoubleHeadModel(_TiedModel):
 
     @classmethod
     def from_pretrained(cls, name: str, task_head_type: str | tuple = "multiple_choice", clf_token: int | None = None,
-                        n_special: int = 3, revision: str | None = None):
+                        n_special: int = 3, revision: str | None = None) -> "DoubleHeadModel":
         """Return a model with the weights and sizes of a folder or of a repository on the Hub, in evaluation mode.
 
         A multiple-choice head that transformers saved (OpenAIGPTDoubleHeadsModel) is loaded into ours. Otherwise the
@@ -720,7 +721,7 @@ def export_openai_model(model: nn.Module, path: str, n_special: int = 0) -> None
                    _config_of(model, n_vocab))
 
 
-def export_hub_model(model: nn.Module, path: str, encoder) -> None:
+def export_hub_model(model: nn.Module, path: str, encoder: Any) -> None:
     """Write a model as the Hub keeps it: config.json, model.safetensors, vocab.json, merges.txt, tokenizer.json.
 
     OpenAIGPTModel, OpenAIGPTLMHeadModel and, with a multiple-choice head, OpenAIGPTDoubleHeadsModel of transformers 4

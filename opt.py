@@ -7,6 +7,7 @@ torch.optim.Adafactor factors the second moment of every matrix, however small.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from inspect import unwrap
 from itertools import chain
 
@@ -89,7 +90,7 @@ class _PlainOptimizer(Optimizer):
 
     state_dict, zero_grad = map(unwrap, (Optimizer.state_dict, Optimizer.zero_grad))
 
-    def add_param_group(self, param_group):
+    def add_param_group(self, param_group: dict) -> None:
         """As torch's. What the group sets for itself is checked as the arguments are.
 
         Raises:
@@ -156,7 +157,7 @@ class OpenAIAdam(_PlainOptimizer):
 
     _said_the_end = False
 
-    def __init__(self, params, lr: float, schedule: str, warmup: float, t_total: int, b1: float = 0.9,
+    def __init__(self, params: Iterable, lr: float, schedule: str, warmup: float, t_total: int, b1: float = 0.9,
                  b2: float = 0.999, e: float = 1e-8, l2: float = 0, vector_l2: bool = False, max_grad_norm: float = -1,
                  **kwargs):
         if kwargs:
@@ -198,7 +199,7 @@ class OpenAIAdam(_PlainOptimizer):
                  f"the rate is {self._rate(late):g} from here on")
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable | None = None):
         """Update every parameter that has a gradient. Where their norm exceeds max_grad_norm, gradients stay scaled.
 
         torch's fused AdamW goes through the memory once. Given an infinite step number its bias corrections are 1;
@@ -270,7 +271,7 @@ class Adafactor(_PlainOptimizer):
         BadInput: an argument out of range.
     """
 
-    def __init__(self, params, lr=1e-3, multiply_by_parameter_scale: bool = True,
+    def __init__(self, params: Iterable, lr: float = 1e-3, multiply_by_parameter_scale: bool = True,
                  min_dim_size_to_factor: int = 128, clipping_threshold: float = 1.0, epsilon1: float = 1e-30,
                  epsilon2: float = 1e-3):
         # The function stays out of the groups, so that state_dict() holds plain numbers only.
@@ -280,7 +281,7 @@ class Adafactor(_PlainOptimizer):
             min_dim_size_to_factor=min_dim_size_to_factor, clipping_threshold=clipping_threshold,
             epsilon1=epsilon1, epsilon2=epsilon2, step=0))
 
-    def add_param_group(self, param_group):
+    def add_param_group(self, param_group: dict) -> None:
         """As torch's; see the class for a group's own lr."""
         super().add_param_group({"own_lr": "lr" in param_group, **param_group})
 
@@ -302,7 +303,7 @@ class Adafactor(_PlainOptimizer):
         return [group["lr"] for group in self.param_groups]
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable | None = None):
         """Update every parameter that has a gradient. Gradients are read, never changed."""
         loss = None
         if closure is not None:

@@ -11,6 +11,7 @@ Letters in the shape comments: those of t5_pytorch.py, and n beams.
 
 import contextlib
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ class Decoder:
 
 
 @contextlib.contextmanager
-def evaluation_mode(model: torch.nn.Module):
+def evaluation_mode(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """No gradients and no dropout; afterwards every module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -72,7 +73,7 @@ def _require(name, value, fits, allowed):
         raise BadInput(f"{name} is {value}, expected {allowed}")
 
 
-def require_sampling(temperature: float, top_k: int, top_p: float):
+def require_sampling(temperature: float, top_k: int, top_p: float) -> None:
     """Raise BadInput for arguments of `sample` that are out of range, or mean nothing at temperature 0."""
     _require("temperature", temperature, 0 <= temperature < math.inf, "0 or more")
     _require("top_k", top_k, top_k >= 0, "0 (all) or more")
@@ -82,7 +83,7 @@ def require_sampling(temperature: float, top_k: int, top_p: float):
         raise BadInput(f"{name} is {value}, but at temperature 0 nothing is drawn: give a temperature above 0 too")
 
 
-def stopped(stop, rows):
+def stopped(stop: Callable[[list[int]], bool], rows: torch.Tensor) -> torch.Tensor:
     """bool [b, 1]: for each row of ids [b, t], whether `stop` (see generate) says that it needs no more."""
     return torch.tensor([[bool(stop(row))] for row in rows.tolist()], dtype=torch.bool, device=rows.device).view(-1, 1)
 
@@ -124,7 +125,8 @@ def sample(logits: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p
 
 def generate(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, max_length: int | None = None,
              temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, generator: torch.Generator | None = None,
-             decoder=None, prefix=None, stop=None) -> torch.Tensor:
+             decoder: type | None = None, prefix: torch.Tensor | None = None,
+             stop: Callable[[list[int]], bool] | None = None) -> torch.Tensor:
     """Greedy decoding, or sampling with temperature > 0 (TF function `sample_autoregressive`).
 
     Ends when every row has an EOS or max_length is reached.
@@ -168,8 +170,9 @@ def generate(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, max
 
 
 def beam_search(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, max_length: int | None = None,
-                beams: int = 4, alpha: float = 0.6, decoder=None, n_best: int = 1, return_scores: bool = False,
-                prefix=None) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+                beams: int = 4, alpha: float = 0.6, decoder: type | None = None, n_best: int = 1,
+                return_scores: bool = False,
+                prefix: torch.Tensor | None = None) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Beam search as the original's (TF function `beam_search`; other libraries' differ).
 
     A hypothesis of n tokens, EOS included, scores log probability / ((5 + n) / 6)^alpha. Each step

@@ -133,7 +133,7 @@ def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(mask.bool(), 0.0, masked(dtype)).to(dtype)[:, None, None]
 
 
-def masked(dtype):
+def masked(dtype: torch.dtype) -> float:
     """What is added to the scores of positions that may not be seen; in softmax exactly 0. Twice that is finite."""
     return max(-1e9, torch.finfo(dtype).min / 2)
 
@@ -149,7 +149,8 @@ class Attention(nn.Module):
             [buckets, heads] of the stack, which only its first block owns; None in the others.
     """
 
-    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float, relative_bias=None):
+    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float,
+                 relative_bias: tuple[int, int] | None = None):
         super().__init__()
         self.heads = heads
         self.q = Dense(dim, heads * dim_head, std=(dim * dim_head) ** -0.5)
@@ -163,7 +164,7 @@ class Attention(nn.Module):
             limit = (6 / (heads + num_buckets)) ** 0.5  # glorot uniform
             nn.init.uniform_(self.relative_attention_bias.weight, -limit, limit)
 
-    def compute_bias(self, length, bidirectional: bool) -> torch.Tensor:
+    def compute_bias(self, length: int, bidirectional: bool) -> torch.Tensor:
         """The relative bias of each query and memory position, [1, h, t, t] (TF function `compute_bias`)."""
         table, position = self.relative_attention_bias, torch.arange(length, device="cpu")
         # On the CPU: the rounding is known there.
@@ -221,7 +222,8 @@ class DenseReluDense(nn.Module):
 class SelfAttentionLayer(nn.Module):
     """x + dropout(attention(norm(x))) over x itself."""
 
-    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float, relative_bias, epsilon: float = EPSILON):
+    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float,
+                 relative_bias: tuple[int, int] | None, epsilon: float = EPSILON):
         super().__init__()
         self.layer_norm = RMSNorm(dim, epsilon)
         self.SelfAttention = Attention(dim, heads, dim_head, dropout, relative_bias)
@@ -265,7 +267,7 @@ class Block(nn.Module):
     """Two layers in the encoder, three in the decoder (TF scope `block_000`)."""
 
     def __init__(self, dim: int, heads: int, dim_head: int, d_ff: int | None, dropout: float, kind: str,
-                 is_decoder: bool, relative_bias, epsilon: float = EPSILON):
+                 is_decoder: bool, relative_bias: tuple[int, int] | None, epsilon: float = EPSILON):
         super().__init__()
         self.layer = nn.ModuleList([SelfAttentionLayer(dim, heads, dim_head, dropout, relative_bias, epsilon)])
         if is_decoder:
@@ -285,7 +287,8 @@ class Stack(nn.Module):
     """Encoder or decoder: blocks, then a norm; the first block's bias table serves them all."""
 
     def __init__(self, dim: int, depth: int, heads: int, dim_head: int, d_ff: int | None, dropout: float, kind: str,
-                 is_decoder: bool, relative_bias=(NUM_BUCKETS, MAX_DISTANCE), epsilon: float = EPSILON):
+                 is_decoder: bool, relative_bias: tuple[int, int] = (NUM_BUCKETS, MAX_DISTANCE),
+                 epsilon: float = EPSILON):
         super().__init__()
         self.is_decoder = is_decoder
         self.block = nn.ModuleList([
@@ -321,7 +324,7 @@ class Stack(nn.Module):
         x = self.dropout(self.final_layer_norm(x))
         return x if mask is None else x * mask[..., None].bool()                # as the original zeroes padding
 
-    def require_mask(self, mask: torch.Tensor | None, x: torch.Tensor):
+    def require_mask(self, mask: torch.Tensor | None, x: torch.Tensor) -> None:
         """Raise BadInput unless mask is None or has the shape [batch, length] of x [b, t, d]."""
         if mask is not None and mask.shape != x.shape[:2]:
             raise BadInput(f"a mask of the {'target' if self.is_decoder else 'source'} has the shape "
@@ -397,7 +400,7 @@ class T5(nn.Module):
         self.register_load_state_dict_pre_hook(strip_wrappers)
 
     @classmethod
-    def from_pretrained(cls, name: str, revision: str | None = None):
+    def from_pretrained(cls, name: str, revision: str | None = None) -> "T5":
         """Return a model with the weights and sizes of a folder or of a repository on the Hub, in evaluation mode.
 
         Its encoder: text_utils.SentencePieceEncoder.from_folder.

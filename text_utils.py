@@ -10,7 +10,7 @@ import heapq
 import operator
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import ftfy
 import sentencepiece
@@ -39,7 +39,7 @@ def text_standardize(text: str) -> str:
     return re.sub(r"\s+", lambda blanks: " \n " if "\n" in blanks[0] else " ", text).strip()
 
 
-def split_words(tokenizer, text: str) -> list[str]:
+def split_words(tokenizer: Callable, text: str) -> list[str]:
     """Return the lower-cased words of one text after repair and cleaning.
 
     Args:
@@ -70,7 +70,7 @@ def numbered(texts: Iterable[str], verbose: bool) -> Iterator[str]:
         yield text
 
 
-def whole_numbers(ids) -> list[int]:
+def whole_numbers(ids: Iterable[int]) -> list[int]:
     """Return a list of ids as ints.
 
     Args:
@@ -193,7 +193,7 @@ class TextEncoder:
         """
         return [[i for word in self.words(text) for i in self.word_ids(word)] for text in numbered(texts, verbose)]
 
-    def decode(self, ids) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """Return the text of one row of ids: words separated by single spaces, special tokens by name.
 
         Args:
@@ -315,7 +315,7 @@ class SentencePieceEncoder:
                                "as UTF-8") from None
         return encoded
 
-    def decode(self, ids) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """Return the text of one row of ids, up to the first EOS; padding vanishes.
 
         Args:

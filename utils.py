@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ class OneLineParser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)
 
-    def error(self, message):
+    def error(self, message: str) -> None:
+        """End with one line, status 2."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
@@ -106,7 +108,7 @@ def require_ranges(args: argparse.Namespace, ranges: dict) -> None:
         raise BadInput("; ".join(problems))
 
 
-def encode_dataset(*splits, encoder) -> list[list]:
+def encode_dataset(*splits, encoder: Any) -> list[list]:
     """Turn every list of strings in every split into a list of lists of token ids.
 
     Args:

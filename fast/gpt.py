@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fast.cache import KeysValues
 from fast.cross_entropy import linear_cross_entropy
@@ -163,7 +164,8 @@ def _tensor(value, model):
     return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device=next(model.parameters()).device)
 
 
-def losses(model, x, m, y, lm_coef):
+def losses(model: nn.Module, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor,
+           lm_coef: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The training loss of a DoubleHeadModel with any head, without computing padding.
 
     Args:
@@ -202,7 +204,7 @@ def losses(model, x, m, y, lm_coef):
 
 
 @torch.no_grad()
-def task_logits(model, x):
+def task_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The task logits of a DoubleHeadModel in evaluation mode, without language-model logits and padding.
 
     Args:
@@ -263,7 +265,7 @@ def _choice_logits(model, x):
     return model.task_head.classify(h.view(b, c, -1))                        # [b, c, d] -> [b, c]
 
 
-def lm_loss(model, x):
+def lm_loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """As LMModel.loss: mean cross entropy over positions 1 .. t-1 of x int [b, t, 2], no padding; a scalar in nats."""
     if not knows(model) or x.size(1) < 2 or not len(x):
         if isinstance(model, LMModel):
@@ -278,7 +280,7 @@ def lm_loss(model, x):
 
 
 @torch.no_grad()
-def lm_word_loss(model, x):
+def lm_word_loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """As loss.word_loss(model(x), ...) of an LMModel in evaluation mode: the sum over tokens 1 .. t-1 of x
     int [b, t, 2] of the cross entropy among the words alone, in nats; a scalar."""
     n_words = model.transformer.n_vocab - model.transformer.n_ctx

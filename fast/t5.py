@@ -15,6 +15,7 @@ Letters in the shape comments: those of t5_pytorch.py, and
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import loss
 import t5_decoding
@@ -187,7 +188,8 @@ def _runs(model, *ids):
     return knows(model) and all(x.numel() for x in ids)
 
 
-def training_loss(model, src, targets, z_loss=0.0, padded=True, label_smoothing=0.0):
+def training_loss(model: nn.Module, src: torch.Tensor, targets: torch.Tensor, z_loss: float = 0.0, padded: bool = True,
+                  label_smoothing: float = 0.0) -> torch.Tensor:
     """The original's training loss, see loss.t5_loss.
 
     Args:
@@ -206,7 +208,7 @@ def training_loss(model, src, targets, z_loss=0.0, padded=True, label_smoothing=
                                 label_smoothing=label_smoothing)
 
 
-def target_log_probs(model, src, candidates):
+def target_log_probs(model: nn.Module, src: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
     """The log-probability of each candidate target given each source, [b, c]; the encoder runs once a source.
 
     Args:

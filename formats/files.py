@@ -13,7 +13,7 @@ from formats.errors import BadInput, MissingInput
 LFS_POINTER = b"version https://git-lfs"
 
 
-def make_path(f):
+def make_path(f: str) -> str:
     """Create the folder of the file path `f` if it is missing, and return `f`.
 
     Raises:

@@ -73,7 +73,7 @@ def read_files(encoder_path, bpe_path=None):
     return encoder, merges
 
 
-def read_encoder(path):
+def read_encoder(path: str) -> dict[str, int]:
     """Return {piece: id} from a vocabulary file such as encoder_bpe_40000.json.
 
     Raises:
@@ -82,7 +82,7 @@ def read_encoder(path):
     return _pieces(path, _read_json(path))
 
 
-def read_merges(path):
+def read_merges(path: str) -> dict[tuple[str, str], int]:
     """Return {(left, right): rank} from a merges file such as vocab_40000.bpe: a merge a line.
 
     A first line that begins with '#version' is no merge; it may be absent.

@@ -57,7 +57,7 @@ def checkpoint_names(name, rms_norm=False):
     return tf, hub
 
 
-def load_t5_pretrained_model(model, path, fresh=()):
+def load_t5_pretrained_model(model: torch.nn.Module, path: str, fresh: tuple = ()) -> Report:
     """Copy a released checkpoint into `model`. Names, count and shapes are checked before anything is.
 
     Args:
@@ -146,7 +146,7 @@ def _require_config(model, path, with_logits):
                            f"model has {found[name]}; build it with read_t5_config")
 
 
-def read_t5_config(path):
+def read_t5_config(path: str) -> dict:
     """Return the constructor arguments of T5 that config.json in a folder of the Hub's layout describes.
 
     Every value that changes numbers is used or refused; those that all released models share are left out.
@@ -217,7 +217,7 @@ def _holds_own_logits(path):
     return LOGITS in tensors and embedding is not None and not same(tensors[LOGITS], embedding)
 
 
-def export_t5_model(model, path):
+def export_t5_model(model: torch.nn.Module, path: str) -> None:
     """Write a T5 to the folder `path` in the Hub's layout: config.json and model.safetensors.
 
     load_t5_pretrained_model and T5ForConditionalGeneration of transformers 4 and 5 read it: the same logits.
@@ -259,7 +259,7 @@ def export_t5_model(model, path):
         save_file(tensors, temporary, metadata={"format": "pt"})
 
 
-def copy_t5_vocabulary(source, folder):
+def copy_t5_vocabulary(source: str, folder: str) -> None:
     """Copy the files of T5's vocabulary, in whichever form they are there, from one folder to another."""
     for name in VOCABULARY:
         if os.path.isfile(os.path.join(source, name)):

@@ -42,6 +42,27 @@ def test_star_imports_of_two_modules_share_no_name():
     assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
 
 
+def is_typed(function):
+    """Whether each argument of a function has a type; `self`, `cls`, *args and **kwargs need none."""
+    named = [p for p in inspect.signature(function).parameters.values()
+             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in ("self", "cls")]
+    return all(p.annotation is not p.empty for p in named)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_public_signatures_have_types(name):
+    module = importlib.import_module(name)
+    for public in module.__all__:
+        value = getattr(module, public)
+        if inspect.isfunction(value):
+            assert is_typed(value) and inspect.signature(value).return_annotation is not inspect.Signature.empty, public
+        if inspect.isclass(value):
+            for method, function in vars(value).items():
+                function = getattr(function, "__func__", function)
+                if inspect.isfunction(function) and (method == "__init__" or not method.startswith("_")):
+                    assert is_typed(function), (public, method)
+
+
 @pytest.mark.parametrize("name", ["model_pytorch", "t5_pytorch"])
 def test_every_forward_has_a_docstring_and_types(root, name):
     forwards = [node for node in ast.walk(ast.parse((root / f"{name}.py").read_text()))

@@ -57,7 +57,8 @@ def test_the_papers_text_needs_torch_and_the_readers_of_files_alone(root, files)
     for name, allowed in PLAIN.items():
         used = imports_of(root / f"{name}.py")
         assert used & ours <= allowed, name
-        assert used - ours <= {"torch", "numpy", "math", "contextlib", "inspect", "itertools"}, name
+        assert used - ours <= {"torch", "numpy", "math", "contextlib", "inspect", "itertools", "typing",
+                               "collections"}, name
 
 
 def test_importing_prints_nothing_and_needs_no_other_folder(root, tmp_path):
