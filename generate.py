@@ -23,7 +23,9 @@ import fast.gpt
 import fast.t5
 import t5_decoding
 from fast.known import knows
+from fast.library import forced_library
 from fast.matmul import linear
+from fast.rates import say_where_bf16_is_slow
 from formats import progress, streams
 from formats.errors import BadInput, MissingInput, warn_once
 from formats.files import read_text, write_atomically
@@ -34,7 +36,8 @@ from model_pytorch import ACT_FNS, LMModel, dotdict, load_openai_pretrained_mode
 from t5_decoding import STOP_EVERY, evaluation_mode, require_sampling, sample, stopped
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config
 from text_utils import SentencePieceEncoder, TextEncoder
-from training import corpus, loop, options
+from training import corpus, options
+from training.precision import for_evaluation
 from utils import OneLineParser, require_ranges, run_script, select_device
 
 
@@ -53,7 +56,7 @@ def parse_args(argv):
                        help="T5's size (default: what config.json in model_dir says)")
     options.add_device_option(model)
     model.add_argument("--precision", choices=options.PRECISIONS, default="fp32",
-                       help="bf16: matrix products in bfloat16")
+                       help="bf16: weights and matrix products in bfloat16")
     options.add_plain_option(model)
     text = p.add_argument_group("what is read")
     text.add_argument("--prompt", help="the text to start from; without it, prompts are read from standard input")
@@ -84,7 +87,8 @@ def parse_args(argv):
 
 
 def check_args(args):
-    """Raise BadInput for options out of range or that do not go together."""
+    """Raise BadInput for options out of range or that do not go together, and for a library that does not exist."""
+    forced_library()
     require_ranges(args, {"n_tokens": (1, None), "n_samples": (1, None), "temperature": (0, None), "top_k": (0, None),
                           "top_p": (1e-9, 1), "beams": (1, None), "alpha": (0, None), "seed": (0, 2 ** 63),
                           "n_batch": (1, None), "n_best": (1, None)}
@@ -217,8 +221,7 @@ def print_perplexity(args, model, encoder):
            for word in words for i in encoder.word_ids(word)]
     if len(ids) < 2:
         raise BadInput(f"{args.perplexity}: has {len(ids)} tokens, at least 2 are needed")
-    with loop.autocast(model.transformer.embed.weight.device, args.precision):
-        print(f"{len(ids)} tokens, perplexity {perplexity(model, ids, args.plain):.2f} per token")
+    print(f"{len(ids)} tokens, perplexity {perplexity(model, ids, args.plain):.2f} per token")
 
 
 def prompts(args):
@@ -368,6 +371,7 @@ def main(argv=None):
     check_args(args)
     lines = None if args.prompts is None else read_prompts(args.prompts)
     device = select_device(args.device)
+    say_where_bf16_is_slow(device, args.precision)
     args.model_dir = local_folder(args.model_dir)
     if args.model == "gpt":
         model, encoder = load_gpt(args.model_dir, args.n_head, args.afn, device)
@@ -382,14 +386,14 @@ def main(argv=None):
         load_t5_pretrained_model(model, args.model_dir)
         model.to(device).eval()
         respond_to = answer_prompts
+    model = for_evaluation(model, args.precision)
     if args.perplexity is not None:
         print_perplexity(args, model, encoder)
         return
     generator = torch.Generator(device).manual_seed(args.seed)
 
     def respond(encoded):
-        with loop.autocast(device, args.precision):
-            return respond_to(args, model, encoder, encoded, generator)
+        return respond_to(args, model, encoder, encoded, generator)
 
     if args.prompts is not None:
         work_off(args, lines, encoder, respond)

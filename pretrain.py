@@ -36,6 +36,7 @@ from loss import word_loss
 from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
 from text_utils import TextEncoder
 from training import corpus, distributed, loop, options, pretraining, runs
+from training.precision import for_evaluation
 from utils import OneLineParser, require_ranges, run_script
 
 VOCABULARY = gpt_vocabulary.OPENAI_FILES
@@ -264,7 +265,8 @@ def run(args, world, n_positions):
 
     def cost(part):
         sequences = train[:len(held_out)] if part == "tr" else held_out
-        return pretraining.mean_cost([sequences], lambda ids: sum_of_losses(args, model, inputs(ids), n_vocab),
+        converted = for_evaluation(model, args.precision)
+        return pretraining.mean_cost([sequences], lambda ids: sum_of_losses(args, converted, inputs(ids), n_vocab),
                                      len(sequences) * (args.n_ctx - 1), args, world)
 
     pretraining.train(args, model, optimizer, train, held_out, tower_loss, pretraining.make_evaluation(cost, unigram),

@@ -33,6 +33,7 @@ from formats.hub import local_folder
 from t5_pytorch import EOS, T5, T5_CONFIGS, export_t5_model, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import N_SENTINELS, SentencePieceEncoder
 from training import corpus, distributed, loop, options, pretraining, runs
+from training.precision import for_evaluation
 from training.span_corruption import corrupt, random_spans_helper
 from utils import OneLineParser, require_ranges, run_script
 
@@ -245,11 +246,13 @@ def run(args, world, tokens_length):
         return mean_loss(args, model, src, targets, Z_LOSS)
 
     def cost(part):
-        return pretraining.mean_cost(parts[part], sum_of_losses, parts[part][1].size, args, world)
+        converted = for_evaluation(model, args.precision)
 
-    def sum_of_losses(*arrays):
-        src, targets = tensors(arrays)
-        return mean_loss(args, model, src, targets) * targets.numel()
+        def sum_of_losses(*arrays):
+            src, targets = tensors(arrays)
+            return mean_loss(args, converted, src, targets) * targets.numel()
+
+        return pretraining.mean_cost(parts[part], sum_of_losses, parts[part][1].size, args, world)
 
     pretraining.train(args, model, optimizer, train, held_out, tower_loss, pretraining.make_evaluation(cost, unigram),
                       world, vocabulary)

@@ -36,6 +36,7 @@ from formats.errors import BadInput, MissingInput, warn
 from formats.files import load_tensors, write_atomically
 from model_pytorch import DoubleHeadModel
 from training import distributed, finetuning, loop
+from training.precision import autocast, for_evaluation
 from utils import OneLineParser, Stopped, reached_epoch, read_log, require_ranges, run_script
 
 N_STORIES = 1871  # in each of the two files of ROCStories
@@ -259,7 +260,7 @@ def seconds_per_seed(run, n_updates=3):
     def update():
         optimizer.zero_grad()
         for rows in torch.arange(len(X), device=device).split(run.n_batch):
-            with loop.autocast(device, run.precision):
+            with autocast(device, run.precision):
                 loss = train.training_loss(run, model, X[rows], M[rows], Y[rows])
             (loss / run.n_gpu).backward()
         optimizer.step()
@@ -267,8 +268,8 @@ def seconds_per_seed(run, n_updates=3):
     timed(update)  # the first one also allocates memory
     per_update = statistics.median(timed(update) for _ in range(n_updates))
     model.eval()
-    with loop.autocast(device, run.precision):
-        per_example = min(timed(lambda: train.task_logits(run, model, X)) for _ in range(2)) / len(X)
+    converted = for_evaluation(model, run.precision)
+    per_example = min(timed(lambda: train.task_logits(run, converted, X)) for _ in range(2)) / len(X)
     evaluated = run.n_iter * (min(n_valid, n_train) + n_valid) + n_test
     return total * per_update + evaluated * per_example, per_update
 

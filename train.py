@@ -30,6 +30,7 @@ from model_pytorch import DoubleHeadModel, load_openai_pretrained_model
 from tasks.layout import SPECIAL, longest, transform_roc
 from text_utils import TextEncoder
 from training import distributed, finetuning, loop, options, runs
+from training.precision import for_evaluation
 from utils import OneLineParser, encode_dataset, require_ranges, run_script
 
 VOCABULARY = ("encoder_bpe_40000.json", "vocab_40000.bpe")
@@ -200,10 +201,9 @@ def run(args, world, n_vocab_pretrained):
     inputs = {"train": trX[:args.n_valid], "valid": vaX, "test": teX}
 
     def logits(split):
-        # one context for all batches: the weights are converted once
-        with loop.autocast(world.device, args.precision):
-            return finetuning.choose(lambda rows: task_logits(args, model, inputs[split][rows]), len(inputs[split]), 2,
-                                     args.n_batch * args.n_gpu, world, verbose=True)
+        converted = for_evaluation(model, args.precision)
+        return finetuning.choose(lambda rows: task_logits(args, converted, inputs[split][rows]), len(inputs[split]), 2,
+                                 args.n_batch * args.n_gpu, world, verbose=True)
 
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
     orders = loop.draw_orders(args.n_iter, len(trX))

@@ -38,6 +38,7 @@ from t5_pytorch import (
 )
 from text_utils import SentencePieceEncoder
 from training import distributed, finetuning, loop, options, runs
+from training.precision import for_evaluation
 from utils import OneLineParser, require_ranges, run_script
 
 TARGETS = ("choice1", "choice2")
@@ -196,11 +197,12 @@ def run(args, world):
         return training_loss(args, model, src, candidates[trY[rows]])
 
     def logits(split):
+        converted = for_evaluation(model, args.precision)
+
         def of(rows):
-            return target_log_probs(args, model, pad(inputs[split][rows], world.device), candidates)
-        # one context for all batches: the weights are converted once
-        with loop.autocast(world.device, args.precision):
-            return finetuning.choose(of, len(inputs[split]), len(TARGETS), args.n_batch * args.n_gpu, world, True)
+            return target_log_probs(args, converted, pad(inputs[split][rows], world.device), candidates)
+
+        return finetuning.choose(of, len(inputs[split]), len(TARGETS), args.n_batch * args.n_gpu, world, True)
 
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
     orders = loop.draw_orders(args.n_iter, len(sources[0]))

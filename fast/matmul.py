@@ -1,9 +1,9 @@
 """Matrix products, in float32 on the faster of the two CPU libraries that torch carries; and with less kept.
 
-For float32 on CPUs torch calls MKL, which reaches half of the rate of some processors and reads a weight
-slowly when there are few rows; for bfloat16 it calls oneDNN, which does neither. `matmul` takes oneDNN for
-float32 too. Measured on 2 cores of an AMD EPYC with AVX-512, for the shapes
-of GPT-1: 2 to 3 times as fast from 64 rows on, 1.6 to 5 times for 1 to 8 rows.
+For float32 on CPUs torch calls MKL, which on AMD's processors reaches less than oneDNN's rate, down to half of it, and
+reads a weight slowly when there are few rows; for bfloat16 it calls oneDNN. Where library.py says so `matmul` takes
+oneDNN for float32 too. Measured on 2 cores of two AMD EPYCs with AVX-512, for the shapes of GPT-1: 1.1 to 3 times as
+fast from 64 rows on, 1.2 to 5 times for 1 to 8 rows.
 `torch.backends.mkldnn.enabled = False` brings the plain path back.
 """
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fast.autograd import first_derivatives_only
+from fast.library import library
 
 # oneDNN compiles a kernel for every number of rows it meets and keeps it: about 1 ms and 0.6 MB each.
 # Whoever has batches of ever new sizes rounds them up to a multiple of this.
@@ -27,7 +28,7 @@ def matmul(x, w, b=None):
     """
     rows = x.reshape(-1, x.shape[-1])                            # [..., k] -> [m, k]
     if not _onednn_takes(rows, w):
-        y = rows @ w if b is None else torch.addmm(b, rows, w)   # [m, k] x [k, n] -> [m, n]
+        y = product("mkl", rows, w, b)
     elif 2 <= len(rows) <= 4 and b is None and w.stride(0) == 1 and w.shape[0] <= w.shape[1] \
             and not torch.is_grad_enabled():
         # Weights [n, k] that few rows meet, as in a beam search: MKL's other order takes half of oneDNN's time.
@@ -35,7 +36,7 @@ def matmul(x, w, b=None):
     elif torch.is_grad_enabled():
         y = _OneDNNProduct.apply(rows, w, b)
     else:
-        y = _onednn_product(rows, w, b)
+        y = product("onednn", rows, w, b)
     return y.view(*x.shape[:-1], w.shape[1])
 
 
@@ -49,10 +50,13 @@ def linear(x, weight):
 def _onednn_takes(x, w):
     return not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu") \
         and x.dtype == w.dtype == torch.float32 and x.device.type == w.device.type == "cpu" and x.numel() > 0 \
-        and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        and library() == "onednn" and torch.backends.mkldnn.enabled
 
 
-def _onednn_product(x, w, b):
+def product(library, x, w, b=None):
+    """x [m, k] @ w [k, n] + b by one library (see library.py), without gradients for oneDNN."""
+    if library == "mkl":
+        return x @ w if b is None else torch.addmm(b, x, w)         # [m, k] x [k, n] -> [m, n]
     # The operator that torch's compiler puts in the place of F.linear, hence the weight as [n, k].
     return torch.ops.mkldnn._linear_pointwise.default(x, w.t(), b, "none", [], "")
 
@@ -61,7 +65,7 @@ class _OneDNNProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, b):
         ctx.save_for_backward(x, w)
-        return _onednn_product(x, w, b)
+        return product("onednn", x, w, b)
 
     @staticmethod
     def backward(ctx, d_y):

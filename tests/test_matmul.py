@@ -6,9 +6,17 @@ import pytest
 import torch
 
 from fast import matmul as matmul_module
+from fast.library import VARIABLE
 from fast.matmul import matmul, matmul_made, matmul_of
 
 ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN: one path only")
+
+
+@pytest.fixture(autouse=True)
+def take_onednn(monkeypatch):
+    """oneDNN, on any processor."""
+    if torch.backends.mkldnn.is_available():
+        monkeypatch.setenv(VARIABLE, "onednn")
 
 
 def plain(x, w, b=None):
@@ -64,6 +72,9 @@ def test_fast_path_is_taken_for_float32_on_a_cpu_only(monkeypatch):
     assert taken == [1]
     matmul(x.double(), w.double())
     plain(x, w)
+    monkeypatch.setenv(VARIABLE, "mkl")
+    matmul(x, w)
+    monkeypatch.setenv(VARIABLE, "onednn")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert matmul(x, w).dtype == torch.bfloat16
     assert taken == [1]

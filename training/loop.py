@@ -18,10 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fast import library
 from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart, usual_memory
 from formats import progress
 from formats.errors import BadInput, warn
 from formats.files import load_tensors, make_path, remove_leftovers, save_tensors, write_bytes
+from training.precision import autocast
 from utils import ResultLogger, Stopped, read_log
 
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
@@ -75,11 +77,6 @@ def outcome(args, model, encoder, world, accuracies=None, **more_paths):
     if log is not None and "va_acc" in log:
         accuracies = {"valid": float(log["va_acc"].max())} | (accuracies or {})
     return Outcome(accuracies or {}, log, paths(args) | more_paths, model.eval(), encoder)
-
-
-def autocast(device, precision):
-    """Return the context in which a forward pass runs for --precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def compile_blocks(args, *lists, dynamic):
@@ -151,7 +148,9 @@ def updates_per_epoch(n_train, args):
 
 
 def load_checkpoint(path, model, optimizer, options):
-    """Restore model and optimizer from `path` and return the rest, {'n_updates', 'n_epochs', 'best_score'}.
+    """Restore model and optimizer from `path`; return {'n_updates', 'n_epochs', 'best_score'} and its library.
+
+    The library is the one that made its matrix products (see fast/library.py), None where no CPU made them.
 
     A run that is finished and only predicts (--submit) may be given other data, with a warning.
 
@@ -175,10 +174,27 @@ def load_checkpoint(path, model, optimizer, options):
                            "without --resume")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        return {name: saved[name] for name in ("n_updates", "n_epochs", "best_score")}
+        # before it was noted, fast functions always took oneDNN
+        made_by = theirs.get("matmul", "mkl" if options["plain"] else "onednn")
+        return {name: saved[name] for name in ("n_updates", "n_epochs", "best_score")}, made_by
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise BadInput(f"{path}: is not a checkpoint of this model ({str(error).splitlines()[0][:120]}); "
                        "start afresh without --resume, or give another --desc") from None
+
+
+def settle_library(args, world, made_by, path):
+    """Choose the library of a run's matrix products for all its processes, see fast/library.py; return its name.
+
+    Args:
+        made_by: the library of the checkpoint at `path`, or None.
+    Returns:
+        None on a GPU, where neither is at work; "mkl" with --plain, which leaves all products to torch.
+    """
+    if world.device.type != "cpu":
+        return None
+    if args.plain:
+        return "mkl"
+    return library.settle(world.gather(library.library_of_this_machine())[0], made_by, path)
 
 
 def fingerprint_of(model):
@@ -222,13 +238,16 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     if world.any(resumed) and world.any(not resumed):
         raise BadInput(f"{file['checkpoint']}: only some of the processes find this checkpoint; --save_dir must be a "
                        "folder that all machines share")
+    made_by = None
     if resumed:
-        state = load_checkpoint(file["checkpoint"], model, optimizer, options)
+        state, made_by = load_checkpoint(file["checkpoint"], model, optimizer, options)
         if state["n_epochs"] >= args.n_iter:
             total = state["n_updates"]
+    options["matmul"] = settle_library(args, world, made_by, file["checkpoint"])
     if world.size > 1:
         world.agree({"the fingerprint of the training and validation data": options["data"],
                      "the fingerprint of the vocabulary": options["vocabulary"], "the number of updates": total,
+                     "the library of matrix products": options["matmul"],
                      "the fingerprint of the parameters": fingerprint_of(model)})
     logger = None
     if world.is_first:

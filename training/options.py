@@ -5,6 +5,8 @@ A script calls the add_ functions it needs, then require_ranges with the ranges 
 
 import os
 
+from fast.library import forced_library
+from fast.rates import say_where_bf16_is_slow
 from formats.errors import BadInput
 from model_pytorch import ACT_FNS
 from opt import SCHEDULES
@@ -38,7 +40,8 @@ def add_run_options(parser, n_iter, n_batch, n_gpu):
                           "examples, on however many devices there are")
     add_device_option(run)
     run.add_argument("--precision", choices=PRECISIONS, default="fp32",
-                     help="bf16: matrix products in bfloat16; weights and optimizer stay float32")
+                     help="bf16: matrix products in bfloat16; weights and optimizer stay float32, but evaluation reads "
+                          "a copy of the weights in bfloat16")
     add_plain_option(run)
     run.add_argument("--compile", action="store_true",
                      help="compile the plain text's blocks with torch.compile (minutes at first); implies --plain")
@@ -66,14 +69,16 @@ def check_run_options(args, world):
     """Check what only several options together can tell, and let --compile imply --plain.
 
     Raises:
-        BadInput: a run name that is no file name, or more processes than towers.
+        BadInput: a run name that is no file name, or more processes than towers; or see forced_library.
     """
+    forced_library()
     if not args.desc or args.desc in (".", "..") or os.path.basename(args.desc) != args.desc or "\0" in args.desc:
         raise BadInput(f"--desc is {args.desc!r}, expected a plain name without slashes")
     if world.size > args.n_gpu:
         raise BadInput(f"{world.size} processes share --n_gpu {args.n_gpu} towers; start at most {args.n_gpu}, or give "
                        f"--n_gpu {world.size} and a smaller --n_batch")
     args.plain = args.plain or args.compile
+    say_where_bf16_is_slow(world.device, args.precision)
 
 
 def add_adam_options(parser, lr, lr_schedule):

@@ -65,8 +65,7 @@ def mean_cost(arrays, batch_cost, n_tokens, args, world):
     """
     total = torch.zeros((), device=world.device)
     for start in range(world.rank * args.n_batch, len(arrays[0]), world.size * args.n_batch):
-        with loop.autocast(world.device, args.precision):
-            total += batch_cost(*(array[start:start + args.n_batch] for array in arrays))
+        total += batch_cost(*(array[start:start + args.n_batch] for array in arrays))
     return world.sum(total).item() / n_tokens
 
 

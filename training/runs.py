@@ -4,6 +4,7 @@ import contextlib
 import os
 from typing import NamedTuple
 
+from fast import library
 from formats.errors import BadInput, MissingInput
 from formats.files import load_tensors, make_path
 from formats.locks import locked
@@ -29,13 +30,16 @@ class Start(NamedTuple):
 def alone(args, world, *more):
     """Keep other runs out of this run's folder and log while the body runs; its processes agree on their options.
 
+    The library of matrix products that the run settles on, see fast/library.py, is that of the body alone.
+
     Args:
         more: other files that this run will write.
     Raises:
         BadInput: another run is at work there, or the processes were started with different options.
         Stopped: in the other processes, where the first is refused.
     """
-    world.agree({f"--{name}": value for name, value in vars(args).items() if name not in MAY_DIFFER})
+    world.agree({f"--{name}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
+                | {f"the environment variable {library.VARIABLE}": library.forced_library()})
     refusal = None
     with contextlib.ExitStack() as stack:
         if world.is_first:
@@ -52,6 +56,7 @@ def alone(args, world, *more):
             raise refusal
         if refused:
             raise Stopped("the first process of this run was refused, see its message")
+        stack.enter_context(library.of_one_run())
         yield
 
 
