@@ -9,31 +9,39 @@ import time
 
 import torch
 
+from fast.library import library
+
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # of the processor, that matter for matrix products
 LIBRARIES = ("torch", "transformers", "ctranslate2", "numpy")
 
 
 def facts(device):
-    """Return what a number depends on: {'processor', 'flags', 'cores', 'threads', 'gpu', 'system', versions}."""
+    """Return what a number depends on, by name: the processor, the library of our float32 products, versions ..."""
     processor, flags = processor_name_and_flags()
     versions = {}
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    return {"processor": processor, "flags": flags, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+    return {"processor": processor, "flags": flags, "library": library(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if device == "cuda" else None, "system": platform.system(),
             "python": platform.python_version(), **versions}
 
 
 def processor_name_and_flags():
-    """Return the processor's name and which of FLAGS it has, as Linux tells; elsewhere as torch does."""
+    """Return the processor's name and which of FLAGS it has, as Linux tells; elsewhere as torch does.
+
+    Virtual machines give the processors of several generations one name; hence its family and model.
+    """
     words = {}
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as f:
         for line in f:
             name, _, value = line.partition(":")
             words.setdefault(name.strip(), value.strip())
     has = words.get("flags", "").split() or torch.backends.cpu.get_cpu_capability().lower().split()
-    return words.get("model name") or platform.processor() or platform.machine(), [f for f in FLAGS if f in has]
+    name = words.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in words:
+        name += f", family {words['cpu family']} model {words.get('model')}"
+    return name, [f for f in FLAGS if f in has]
 
 
 def matrix_rates(device, precision, n=None):

@@ -14,6 +14,7 @@ from benchmarks.cases import Work
 from generate import generate_gpt
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict
 from t5_pytorch import EOS, PAD, T5, shift_right
+from training.precision import for_evaluation
 
 LM_COEF, Z_LOSS = 0.5, 1e-4
 
@@ -66,12 +67,11 @@ def gpt_train(case, plain=False, towers=1):
 
 def gpt_evaluate(case, plain=False):
     """The logits of the endings of 4 batches of stories, as an evaluation of train.py computes them."""
-    batches, model = cases.story_batches(case, 4), gpt(case).eval()
+    batches, model = cases.story_batches(case, 4), for_evaluation(gpt(case).eval(), case.precision)
 
     @torch.no_grad()
     def run():
-        with case.autocast():
-            return torch.cat([model(x)[1] if plain else fast.gpt.choice_logits(model, x) for x, _, _ in batches])
+        return torch.cat([model(x)[1] if plain else fast.gpt.choice_logits(model, x) for x, _, _ in batches])
 
     tokens = sum(int(m.sum()) for _, m, _ in batches)
     return Work(run, run, 2 * cases.gpt_weights(case.size, head=False) * tokens)
@@ -79,11 +79,11 @@ def gpt_evaluate(case, plain=False):
 
 def gpt_generate(case, plain=False, batch=1):
     """Greedy continuation of prompts of 20 tokens."""
-    size, ids, model = case.size, cases.prompts(case, batch), gpt(case, n_ctx=cases.TEXT_CTX).eval()
+    size, ids = case.size, cases.prompts(case, batch)
+    model = for_evaluation(gpt(case, n_ctx=cases.TEXT_CTX).eval(), case.precision)
 
     def run():
-        with case.autocast():
-            return generate_gpt(model, ids, size["new_tokens"], cached=not plain)
+        return generate_gpt(model, ids, size["new_tokens"], cached=not plain)
 
     new, head = size["new_tokens"], size["n_vocab"] * size["n_embd"]
     operations = 2 * batch * (cases.gpt_weights(size, head=False) * (20 + new) + head * new)
@@ -158,14 +158,13 @@ def _t5_update(case, plain, src, targets, lr, padded):
 def t5_decode(case, plain=False, batch=1, beams=1):
     """Greedy decoding, or a beam search, of new_tokens tokens."""
     src, _ = cases.t5_batch(case, batch)
-    model, new = t5(case).eval(), case.size["new_tokens"]
+    model, new = for_evaluation(t5(case).eval(), case.precision), case.size["new_tokens"]
     decoding = t5_decoding if plain else fast.t5
 
     def run():
-        with case.autocast():
-            if beams > 1:
-                return decoding.beam_search(model, src, src != PAD, new, beams)
-            return decoding.generate(model, src, src != PAD, new)
+        if beams > 1:
+            return decoding.beam_search(model, src, src != PAD, new, beams)
+        return decoding.generate(model, src, src != PAD, new)
 
     source, target = cases.t5_weights(case.size)
     operations = 2 * (source * int((src != PAD).sum()) + target * batch * beams * new)

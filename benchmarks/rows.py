@@ -27,7 +27,7 @@ class Row(NamedTuple):
             best of the settings is taken.
         same_work: whether times may be compared; else the row is for its memory.
         devices, precisions: where and how it runs.
-        plain: whether --plain is measured too.
+        plain: whether --plain is measured too; decoding without a cache takes long.
     """
 
     ours: Callable
@@ -47,7 +47,7 @@ def _gpt_generate(batch):
     predicts = settings("sdpa", "eager", predicts=True)
     return Row(partial(ours.gpt_generate, batch=batch), {
         "transformers": (partial(peers.gpt_generate, batch=batch), settings("eager", predicts=True)),
-        "transformers' GPT-2": (partial(peers.gpt2_generate, batch=batch), predicts)})
+        "transformers' GPT-2": (partial(peers.gpt2_generate, batch=batch), predicts)}, plain=False)
 
 
 def _t5_decode(batch, beams):
@@ -55,7 +55,7 @@ def _t5_decode(batch, beams):
     return Row(partial(ours.t5_decode, **what), {
         "transformers": (partial(peers.t5_decode, **what), settings("sdpa", "eager", predicts=True)),
         **{f"CTranslate2 {t}": (partial(peers.ctranslate2_t5, compute_type=t, **what), no_choice)
-           for t in ("float32", "int8")}})
+           for t in ("float32", "int8")}}, plain=batch == 1)
 
 
 ROWS = {
