@@ -22,9 +22,9 @@ def facts(device):
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    return {"processor": processor, "flags": flags, "library": library(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if device == "cuda" else None, "system": platform.system(),
-            "python": platform.python_version(), **versions}
+    return {"processor": processor, "flags": flags, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "library": library(), "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+            "system": platform.system(), "python": platform.python_version(), **versions}
 
 
 def processor_name_and_flags():
