@@ -1,5 +1,8 @@
 """Evaluation and decoding in bfloat16: a copy with converted weights, which leaves the model as it is."""
 
+import argparse
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from small_gpt import HEADS, batch_for, enlarge, lm_batch, small_lm
 from small_gpt import small_model as small_gpt
 from small_t5 import GOLDEN_SIZE, VERSIONS, odd_batch
 from small_t5 import small_model as small_t5
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fast.gpt
 import fast.t5
@@ -16,10 +20,11 @@ import generate
 import loss
 import t5_decoding
 import train
+import train_t5
 from fast import known
 from formats.files import load_tensors
 from t5_pytorch import T5, load_t5_pretrained_model, shift_right
-from training.precision import for_evaluation
+from training.precision import autocast, for_evaluation, one_update
 
 
 @pytest.fixture
@@ -148,6 +153,48 @@ def test_a_run_evaluates_a_copy_and_trains_float32(line, monkeypatch, plain):
     monkeypatch.setattr(train, "task_logits", lambda args, model, x: torch.zeros(len(x), 2))
     second = outcome(f"blind-{plain}")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Conversions(TorchDispatchMode):
+    """Counts the matrices that are converted to bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and kwargs.get("dtype") is torch.bfloat16:
+            self.shapes.append(tuple(args[0].shape))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("kind", ["gpt", "t5"])
+def test_an_update_converts_each_weight_once(kind, plain):
+    model = small_gpt() if kind == "gpt" else small_t5()
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and (".h." in name or "block" in name)
+                and "relative" not in name]
+    args = argparse.Namespace(plain=plain, lm_coef=0.5, label_smoothing=0.0)
+    device, results, counts = torch.device("cpu"), [], []
+
+    def tower(seed):
+        if kind == "gpt":
+            return train.training_loss(args, model, *batch_for("multiple_choice", seed))
+        return train_t5.training_loss(args, model, *odd_batch(seed))
+
+    for around in (one_update(device), contextlib.nullcontext()):
+        model.zero_grad()
+        with Conversions() as seen:
+            with around:
+                for seed in (1, 2, 3):
+                    with autocast(device, "bf16"):
+                        value = tower(seed)
+                    value.backward()
+            counts.append(sum(seen.shapes.count(shape) for shape in {tuple(p.shape) for p in matrices}))
+        results.append([p.grad.clone() for p in model.parameters()])
+    for shared, apart in zip(*results, strict=True):
+        agree(shared, apart, 1e-6, floor=1e-3)  # an embedding adds up its three uses in another order
+    assert counts[1] - counts[0] >= 2 * len(matrices)  # those of the second and the third tower
 
 
 def test_generation_reads_converted_weights(golden, monkeypatch, capsys, tmp_path):

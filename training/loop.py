@@ -23,7 +23,7 @@ from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_block
 from formats import progress
 from formats.errors import BadInput, warn
 from formats.files import load_tensors, make_path, remove_leftovers, save_tensors, write_bytes
-from training.precision import autocast
+from training.precision import autocast, one_update
 from utils import ResultLogger, Stopped, read_log
 
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
@@ -319,8 +319,9 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
             rows = order[batch * n_batch_train:(batch + 1) * n_batch_train]
             optimizer.zero_grad(set_to_none=len(towers) == 1)  # the sum over several has a place that stays
             total_loss = torch.zeros((), device=world.device)
-            for tower in towers:
-                total_loss += mean_loss(tower)
+            with one_update(world.device):
+                for tower in towers:
+                    total_loss += mean_loss(tower)
             loss = world.sum(total_loss).item()
             if not math.isfinite(loss):
                 raise BadInput(f"update {state['n_updates'] + 1} (epoch {epoch + 1}, batch {batch + 1}): the loss is "

@@ -17,6 +17,16 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+def one_update(device: torch.device) -> torch.autocast:
+    """Return a context around the towers of one update, in which autocast converts each weight once for all of them.
+
+    autocast forgets its conversions where the outermost context ends; this one does nothing else. It has to end before
+    the optimizer changes the weights. The backward passes may run in it: what converts a weight keeps nothing that
+    one of them would free.
+    """
+    return torch.autocast(device.type, enabled=False)
+
+
 def for_evaluation(model: nn.Module, precision: str) -> nn.Module:
     """Return what evaluates a model in --precision: the model itself in fp32, in bf16 a copy with weights in bfloat16.
 
