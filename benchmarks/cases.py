@@ -7,6 +7,7 @@ not padding.
 Letters in the shape comments: b sequences or examples, t positions, s positions of a source.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,7 @@ import torch
 
 from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart
 from t5_pytorch import EOS, PAD, T5_CONFIGS
+from training.precision import one_update
 from training.span_corruption import corrupt, random_spans_helper
 
 N_SPECIAL, STORY_CTX, TEXT_CTX = 3, 77, 512
@@ -175,12 +177,13 @@ def update(case, optimizer, losses, ours, clip=()):
     """
     def run():
         optimizer.zero_grad(set_to_none=len(losses) == 1)
-        for loss in losses:
-            if len(losses) > 1:
-                give_back_free_pages()
-            with case.autocast():
-                value = loss() / len(losses)
-            value.backward()
+        with one_update(torch.device(case.device)) if ours else contextlib.nullcontext():
+            for loss in losses:
+                if len(losses) > 1:
+                    give_back_free_pages()
+                with case.autocast():
+                    value = loss() / len(losses)
+                value.backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(clip, 1.0)
         optimizer.step()
