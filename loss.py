@@ -16,8 +16,8 @@ from formats.errors import BadInput
 from formats.t5_files import IGNORED, PAD
 from formats.tensor_files import is_true
 
-__all__ = ["double_head_loss", "lm_losses", "mean_task_loss", "require_batch", "require_targets", "t5_loss",
-           "target_log_probs", "task_losses", "token_losses", "word_loss"]
+__all__ = ["double_head_loss", "lm_losses", "losses_of_targets", "mean_task_loss", "require_batch", "require_targets",
+           "t5_loss", "target_log_probs", "task_losses", "token_losses", "word_loss"]
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -117,6 +117,11 @@ def task_losses(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     if logits.dim() != 2:
         raise BadInput(f"logits are {list(logits.shape)}, expected [b, n], of n choices or classes")
     require_targets(y, *logits.shape)
+    return losses_of_targets(logits, y)
+
+
+def losses_of_targets(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """As task_losses, of targets that require_targets has seen: looking at them waits for a GPU that they are on."""
     logits = at_least_float32(logits)
     if logits.size(1) == 1:
         y = y.to(logits.dtype).view(-1)

@@ -27,7 +27,7 @@ from fast.dropout import draw_keep, dropout, look_up, rate
 from fast.known import knows
 from fast.matmul import matmul, matmul_made, matmul_of
 from fast.packing import Packing
-from loss import double_head_loss, mean_task_loss, require_batch, task_losses, word_loss
+from loss import double_head_loss, losses_of_targets, mean_task_loss, require_batch, require_targets, word_loss
 from model_pytorch import LMModel, MultipleChoiceHead
 
 
@@ -199,8 +199,10 @@ def losses(model: nn.Module, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor,
     packing = Packing(steps[:t] <= last[:, None], device=device)
     h, we = hidden_states(model.transformer, rows[:, :t], packing)           # [n, d], [v, d]
     pooled = h.index_select(0, packing.rows(t * torch.arange(len(rows), device=x.device) + at.flatten()))  # [bc, d]
+    logits = model.task_head.classify(pooled.unflatten(0, at.shape))
+    require_targets(y, *logits.shape)
     y = moved(y, device)
-    clf_losses = task_losses(model.task_head.classify(pooled.unflatten(0, at.shape)), y)
+    clf_losses = losses_of_targets(logits, y)
     loss = mean_task_loss(clf_losses, y)
     if lm_coef:
         counts = F.pad(scale[:, 1:t], (0, 1)).flatten().nonzero()[:, 0]      # flat positions that predict what counts
