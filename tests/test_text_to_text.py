@@ -94,6 +94,13 @@ def test_own_data_is_learned_judged_and_predicted(setup, capfd):
     assert (setup.folder / "save" / "tiny" / "spiece.model").is_file()
 
 
+def test_a_correlation_of_one_example_is_refused_before_training(setup):
+    (setup.folder / "one.tsv").write_text("a\t1.5\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="^own: the .* set has 1 example, too few for its metric"):
+        train_t5.main(setup(valid_file=setup.folder / "one.tsv", metric="pearson"))
+    assert not (setup.folder / "log").exists()
+
+
 def test_updates_and_evaluations_are_counted_as_asked(setup):
     train_t5.main(setup(n_updates=7, eval_every=3))
     assert [(line["n_updates"], line["n_epochs"]) for line in log_of(setup)] == [(3, 0), (6, 1), (7, 1)]

@@ -295,6 +295,17 @@ def orders_of(args, train, target_length):
     return PackedOrders(orders, lengths, limits) if args.pack else orders
 
 
+def require_judgeable(one):
+    """Raise BadInput where a set is too small for its metrics: a correlation needs two examples."""
+    if len(one.examples) > 1:
+        return
+    try:
+        evaluate(one.task, one.examples, [example["targets"] for example in one.examples])
+    except ValueError as error:
+        raise BadInput(f"{one.name}: the {one.part} set has {len(one.examples)} example, too few for its metric "
+                       f"({str(error)[:80]}); give more, or another --metric") from None
+
+
 def finetune(args, model, encoder, world, optimizer, training_loss, vocabulary):
     """Train on the tasks of --dataset and evaluate by decoding; the best parameters are in the run's folder then.
 
@@ -309,6 +320,8 @@ def finetune(args, model, encoder, world, optimizer, training_loss, vocabulary):
     train = [read_set(args, encoder, name, tasks[name], "train", True, show) for name in names]
     valid = [read_set(args, encoder, name, task, part, False, show) for name, task in tasks.items()
              for part in task.splits["valid"] if task.metrics]
+    for one in valid:
+        require_judgeable(one)
     inputs = [ids for one in train for ids in one.inputs]
     targets = [ids for one in train for ids in one.targets]
     fingerprint = 0
