@@ -22,9 +22,9 @@ import torch
 import fast.gpt
 import fast.t5
 import t5_decoding
+from fast.blas import forced_library
 from fast.devices import without_cudnn_attention
 from fast.known import knows
-from fast.library import forced_library
 from fast.matmul import linear
 from fast.rates import say_where_bf16_is_slow
 from formats import progress, streams

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 import fast.gpt
 import fast.t5
 import opt
+from benchmarks.cases import N_SPECIAL, STORY_CTX, cloze_batch
 from fast import matmul
 from fast.devices import moved_to, without_cudnn_attention
 from formats.errors import BadInput
@@ -41,7 +42,6 @@ from utils import OneLineParser, run_script, select_device
 GOLDEN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests", "golden")
 FULL = dict(n_embd=768, n_head=12, n_layer=12, n_vocab=40478, t5="small", depth=6, stories=1497, tokens=64, repeats=5)
 SMALL = dict(n_embd=24, n_head=3, n_layer=2, n_vocab=200, t5="small", depth=1, stories=70, tokens=4, repeats=1)
-N_SPECIAL, N_CTX = 3, 77  # ROCStories' positions
 MINUTES = 8.5             # no check begins later
 T5_GOLDENS = {"t5_v1_0": {}, "t5_v1_1": dict(feed_forward="gated-gelu", tie_logits=False)}
 
@@ -72,28 +72,14 @@ def gradients(model):
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-def stories(n, size, seed=0):
-    """x int [n, 2, 77, 2], m [n, 2, 77], y [n] on the CPU: random words, stories and endings as long as ROCStories'."""
-    g, n_vocab = np.random.default_rng(seed), size["n_vocab"]
-    x, m = np.zeros((n, 2, N_CTX, 2), np.int64), np.zeros((n, 2, N_CTX), np.float32)
-    x[..., 1] = n_vocab + N_SPECIAL + np.arange(N_CTX)
-    for i in range(n):
-        story = g.integers(1, n_vocab, int(np.clip(g.normal(41, 9), 10, 56)))
-        for k in range(2):
-            ending = g.integers(1, n_vocab, int(np.clip(g.normal(8.7, 2.2), 3, 17)))
-            tokens = [n_vocab, *story, n_vocab + 1, *ending, n_vocab + 2]
-            x[i, k, :len(tokens), 0], m[i, k, :len(tokens)] = tokens, 1
-    return torch.from_numpy(x), torch.from_numpy(m), torch.from_numpy(g.integers(0, 2, n))
-
-
 def gpt(size, device, p=0.1, n_layer=None, seed=0):
     """A DoubleHeadModel with dropout p everywhere, in training mode."""
     torch.manual_seed(seed)
     cfg = dotdict(DEFAULT_CONFIG | {name: size[name] for name in ("n_embd", "n_head", "n_layer")}
                   | dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop"), p))
     cfg.n_layer = n_layer or cfg.n_layer
-    rows = size["n_vocab"] + N_SPECIAL + N_CTX
-    return DoubleHeadModel(cfg, size["n_vocab"] + 2, "multiple_choice", rows, N_CTX).to(device).train()
+    rows = size["n_vocab"] + N_SPECIAL + STORY_CTX
+    return DoubleHeadModel(cfg, size["n_vocab"] + 2, "multiple_choice", rows, STORY_CTX).to(device).train()
 
 
 def adam(model, total=138):
@@ -219,7 +205,7 @@ def goldens_t5(size, device):
 
 def device_against_cpu(size, device):
     """Gradients of the same model here and on the CPU, and the fast functions against the plain text."""
-    model, batch = gpt(size, "cpu", p=0.0, n_layer=2), stories(4, size)
+    model, batch = gpt(size, "cpu", p=0.0, n_layer=2), cloze_batch(4, size["n_vocab"])
     fast.gpt.losses(model, *batch, 0.5)[0].backward()
     here = copy.deepcopy(model).to(device)
     for precision, limit in (("fp32", 1e-4), ("bf16", 5e-2)):
@@ -251,7 +237,7 @@ def dropout_statistics(size, device):
         sigma = (p * (1 - p) / out.numel()) ** 0.5
         yield below(f"attention's dropout of 0.1, {str(dtype).removeprefix('torch.')}: off by",
                     abs((out == 0).float().mean().item() - p), 5 * sigma)
-    model, batch, keeps = gpt(size, device, n_layer=2), stories(4, size), matmul._keeps_everything
+    model, batch, keeps = gpt(size, device, n_layer=2), cloze_batch(4, size["n_vocab"]), matmul._keeps_everything
     found = []
     for kept in (False, False, True):
         try:
@@ -268,7 +254,7 @@ def dropout_statistics(size, device):
 
 def resume(size, device):
     """Four updates, and two, a file, and two more."""
-    batch, path = stories(8, size), f"gpu_check-{os.getpid()}.tmp"
+    batch, path = cloze_batch(8, size["n_vocab"]), f"gpu_check-{os.getpid()}.tmp"
     ends = []
     for stops in (False, False, True):
         updates = Updates(size, device, 4, 2, model=gpt(size, device, n_layer=2))
@@ -324,7 +310,8 @@ def memory_and_rates(size, device):
         for precision in ("fp32", "bf16"):
             n_batch = min(n_batch, size["stories"] // n_gpu)
             forget_peak(device)
-            updates, batch = Updates(size, device, n_batch, n_gpu, precision), stories(n_batch * n_gpu, size)
+            updates = Updates(size, device, n_batch, n_gpu, precision)
+            batch = cloze_batch(n_batch * n_gpu, size["n_vocab"])
             each = seconds(lambda updates=updates, batch=batch: updates.run(*batch), device, size["repeats"])
             name = f"update of {n_gpu} x {n_batch}, {precision}"
             yield Result(f"{name}: seconds", each)
@@ -336,10 +323,10 @@ def memory_and_rates(size, device):
         return
     import transformers
     theirs = transformers.OpenAIGPTDoubleHeadsModel(transformers.OpenAIGPTConfig(
-        vocab_size=size["n_vocab"] + N_SPECIAL, n_positions=N_CTX, n_embd=size["n_embd"], n_layer=size["n_layer"],
+        vocab_size=size["n_vocab"] + N_SPECIAL, n_positions=STORY_CTX, n_embd=size["n_embd"], n_layer=size["n_layer"],
         n_head=size["n_head"])).to(device).train()
     optimizer = torch.optim.AdamW(theirs.parameters(), 6.25e-5)
-    x, m, y = (value.to(device) for value in stories(32, size))
+    x, m, y = (value.to(device) for value in cloze_batch(32, size["n_vocab"]))
     longest = int(m.sum(-1).max())
     x, m = x[:, :, :longest, 0], m[:, :, :longest]
     for precision in ("fp32", "bf16"):
@@ -353,14 +340,14 @@ def memory_and_rates(size, device):
             torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
             optimizer.step()
         ours = Updates(size, device, min(32, size["stories"]), 1, precision)
-        batch = stories(32, size)
+        batch = cloze_batch(32, size["n_vocab"])
         mine = seconds(lambda ours=ours, batch=batch: ours.run(*batch), device, size["repeats"])
         yield Result(f"transformers' update of 32 / ours, {precision}", seconds(update, device, size["repeats"]) / mine)
 
 
 def compiled(size, device):
     """The plain text's blocks with and without torch.compile."""
-    batch, rates = stories(8, size), {}
+    batch, rates = cloze_batch(8, size["n_vocab"]), {}
     for name in ("fast", "plain", "compiled"):
         updates = Updates(size, device, 8, 1, "bf16", plain=name != "fast")
         if name == "compiled":
@@ -372,7 +359,7 @@ def compiled(size, device):
 
 def waits(size, device):
     """How often an update waits for the device, by torch's own count."""
-    updates, batch = Updates(size, device, 8, 2), stories(16, size)
+    updates, batch = Updates(size, device, 8, 2), cloze_batch(16, size["n_vocab"])
     updates.run(*batch)
     if device.type != "cuda" or not hasattr(torch._C, "_cuda_set_sync_debug_mode"):
         yield Result("waits of an update", "torch counts them on CUDA alone")
@@ -404,7 +391,7 @@ def cudnn_attention(size, device):
 
 def whole_run(size, device):
     """Three epochs of ROCStories' shape by loop's updates, and its evaluations."""
-    x, m, y = stories(size["stories"], size)
+    x, m, y = cloze_batch(size["stories"], size["n_vocab"])
     for precision in ("fp32", "bf16"):
         updates, order = Updates(size, device, 8, 4, precision), np.random.default_rng(0)
         start = time.perf_counter()

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from fast.library import library
+from fast.blas import in_force
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # of the processor, that matter for matrix products
 LIBRARIES = ("torch", "transformers", "ctranslate2", "numpy")
@@ -23,7 +23,7 @@ def facts(device):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {"processor": processor, "flags": flags, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "library": library(), "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+            "library": in_force(), "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
             "system": platform.system(), "python": platform.python_version(), **versions}
 
 

@@ -1,7 +1,7 @@
 """Matrix products, in float32 on the faster of the two CPU libraries that torch carries; and with less kept.
 
 For float32 on CPUs torch calls MKL, which on AMD's processors reaches less than oneDNN's rate, down to half of it, and
-reads a weight slowly when there are few rows; for bfloat16 it calls oneDNN. Where library.py says so `matmul` takes
+reads a weight slowly when there are few rows; for bfloat16 it calls oneDNN. Where blas.py says so `matmul` takes
 oneDNN for float32 too. Measured on 2 cores of two AMD EPYCs with AVX-512, for the shapes of GPT-1: 1.1 to 3 times as
 fast from 64 rows on, 1.2 to 5 times for 1 to 8 rows.
 `torch.backends.mkldnn.enabled = False` brings the plain path back.
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from fast.autograd import first_derivatives_only
+from fast.blas import in_force
 from fast.devices import RandomState, repeats_random_numbers
-from fast.library import library
 
 # oneDNN compiles a kernel for every number of rows it meets and keeps it: about 1 ms and 0.6 MB each.
 # Whoever has batches of ever new sizes rounds them up to a multiple of this.
@@ -51,11 +51,11 @@ def linear(x, weight):
 def _onednn_takes(x, w):
     return not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu") \
         and x.dtype == w.dtype == torch.float32 and x.device.type == w.device.type == "cpu" and x.numel() > 0 \
-        and library() == "onednn" and torch.backends.mkldnn.enabled
+        and in_force() == "onednn" and torch.backends.mkldnn.enabled
 
 
 def product(library, x, w, b=None):
-    """x [m, k] @ w [k, n] + b by one library (see library.py), without gradients for oneDNN."""
+    """x [m, k] @ w [k, n] + b by one library (see blas.py), without gradients for oneDNN."""
     if library == "mkl":
         return x @ w if b is None else torch.addmm(b, x, w)         # [m, k] x [k, n] -> [m, n]
     # The operator that torch's compiler puts in the place of F.linear, hence the weight as [n, k].

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: by either library (see library.py), and in bfloat16.
+"""How fast this machine multiplies matrices: by either library (see blas.py), and in bfloat16.
 
     python -m fast.rates          a table of the models' products, in seconds; GPT_T5_MATMUL=... then forces a library
 
@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from fast.library import LIBRARIES, VARIABLE, library, maker
+from fast.blas import LIBRARIES, VARIABLE, in_force, maker
 from fast.matmul import product
 from formats.errors import warn_once
 
@@ -58,7 +58,7 @@ def precision_rates(m=256, k=768, n=1536):
     x, w = torch.randn(m, k), torch.randn(n, k)
     x_short, w_short = x.bfloat16(), w.bfloat16()
     with torch.no_grad():
-        seconds = medians([lambda: product(library(), x, w.t()), lambda: x_short @ w_short.t()], times=3)
+        seconds = medians([lambda: product(in_force(), x, w.t()), lambda: x_short @ w_short.t()], times=3)
     return [2 * m * k * n / s / 1e9 for s in seconds]
 
 
@@ -81,7 +81,7 @@ def say_where_bf16_is_slow(device: torch.device, precision: str) -> None:
 
 
 if __name__ == "__main__":
-    print(f"{maker() or 'unknown maker'}, {torch.get_num_threads()} threads, library in force: {library()} ({VARIABLE} "
+    print(f"{maker() or 'unknown maker'}, {torch.get_num_threads()} threads, in force: {in_force()} ({VARIABLE} "
           "forces it)")
     print("rows      k      n  layout         GFLOP/s of oneDNN   time of MKL / oneDNN")
     with torch.no_grad():

@@ -211,7 +211,8 @@ def require_text(path: str, number: int, record: dict, name: str) -> str:
         BadInput: it is not there, no string, or no Unicode; the row.
     """
     if name not in record:
-        raise BadInput(f"{path}: row {number} lacks the field {name!r}; found {shown(', '.join(record), 150)}")
+        found = shown(", ".join(map(str, record)), 150)
+        raise BadInput(f"{path}: row {number} lacks the field {name!r}; found {found}")
     text = record[name]
     if not isinstance(text, str):
         raise BadInput(f"{path}: row {number} has {name} {shown(text)}, expected a text in quotes")

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from formats.errors import BadInput
-from tasks.files import open_csv, open_tsv, read_jsonl, shown
+from tasks.files import open_csv, open_tsv, read_jsonl, require_text, shown
 from tasks.glue_files import Split
 from tasks.gpt_tasks import Task
 
@@ -104,19 +104,6 @@ def _of_records(name, records):
     return Source(name, list(first[1]), rows())
 
 
-def _text(source, number, row, column):
-    """Return the text in a column of a row."""
-    if column not in row:
-        raise BadInput(f"{source.name}: row {number} lacks {column!r}; found {shown(', '.join(map(str, row)), 150)}")
-    text = row[column]
-    if not isinstance(text, str):
-        raise BadInput(f"{source.name}: row {number} has {column} {shown(text)}, expected a text in quotes")
-    if "\0" in text or re.search("[\ud800-\udfff]", text):
-        raise BadInput(f"{source.name}: row {number} has a {column} with a NUL or half a character (a lone surrogate); "
-                       "correct or remove the row")
-    return text
-
-
 def _label(source, number, row, column):
     """Return the label in a column of a row as a string; numbers and truth values as JSON writes them."""
     label = row.get(column)
@@ -131,7 +118,7 @@ def _label(source, number, row, column):
     if not isinstance(label, str) or not label.strip():
         raise BadInput(f"{source.name}: row {number} has {column} {shown(label)}, expected a label; give it one or "
                        "remove the row")
-    return _text(source, number, {column: label}, column)
+    return require_text(source.name, number, {column: label}, column)
 
 
 def _choices(source, columns):
@@ -174,7 +161,7 @@ def _read(source, transformation, columns, texts, needs_labels):
             raise BadInput(f"{source.name}: row {number} has a {one_more}, but the training examples, or those before "
                            f"it, have {len(texts) - 1} choices; all need as many")
         for name in texts:
-            found[name].append(_text(source, number, row, wanted[name]))
+            found[name].append(require_text(source.name, number, row, wanted[name]))
         if has_labels:
             labels.append(_label(source, number, row, wanted["label"]))
         numbers.append(number)

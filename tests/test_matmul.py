@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fast import matmul as matmul_module
-from fast.library import VARIABLE
+from fast.blas import VARIABLE
 from fast.matmul import matmul, matmul_made, matmul_of
 
 ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN: one path only")

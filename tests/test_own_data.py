@@ -136,7 +136,7 @@ BAD_FILES = {
     "c.tsv": (b"text\tlabel\ncaf\xe9\tx\n", "row 2 is not UTF-8"),
     "d.tsv": (b"text\tlabel\n", "has a header but no examples"), "a.csv": (b'text,label\n"a,x\n', "is not CSV"),
     "b.csv": (b"text,label,label\na,x,y\n", "has the column label 2 times"),
-    "a.jsonl": (b'{"text": "a", "label": "x"}\n{"label": "x"}\n', "row 2 lacks 'text'"),
+    "a.jsonl": (b'{"text": "a", "label": "x"}\n{"label": "x"}\n', "row 2 lacks the field 'text'"),
     "b.jsonl": (b'{"text": ["a"], "label": "x"}\n', "row 1 has text .*expected a text in quotes"),
     "c.jsonl": (b'{"text": "a", "label": null}\n', "row 1 has label None, expected a label"),
     "d.jsonl": (b'{"text": "a", "label": {"x": 1}}\n', "row 1 has label"),

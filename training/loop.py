@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fast import library
+from fast import blas
 from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart, usual_memory
 from formats import progress
 from formats.errors import BadInput, warn
@@ -153,7 +153,7 @@ def updates_per_epoch(n_train, args):
 def load_checkpoint(path, model, optimizer, options):
     """Restore model and optimizer from `path`; return {'n_updates', 'n_epochs', 'best_score'} and its library.
 
-    The library is the one that made its matrix products (see fast/library.py), None where no CPU made them.
+    The library is the one that made its matrix products (see fast/blas.py), None where no CPU made them.
 
     A run that is finished and only predicts (--submit) may be given other data, with a warning.
 
@@ -186,7 +186,7 @@ def load_checkpoint(path, model, optimizer, options):
 
 
 def settle_library(args, world, made_by, path):
-    """Choose the library of a run's matrix products for all its processes, see fast/library.py; return its name.
+    """Choose the library of a run's matrix products for all its processes, see fast/blas.py; return its name.
 
     Args:
         made_by: the library of the checkpoint at `path`, or None.
@@ -197,7 +197,7 @@ def settle_library(args, world, made_by, path):
         return None
     if args.plain:
         return "mkl"
-    return library.settle(world.gather(library.library_of_this_machine())[0], made_by, path)
+    return blas.settle(world.gather(blas.library_of_this_machine())[0], made_by, path)
 
 
 def fingerprint_of(model):

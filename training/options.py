@@ -6,7 +6,7 @@ A script calls the add_ functions it needs, then require_ranges with the ranges 
 import os
 import sys
 
-from fast.library import forced_library
+from fast.blas import forced_library
 from fast.rates import say_where_bf16_is_slow
 from formats.errors import BadInput
 from model_pytorch import ACT_FNS

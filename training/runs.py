@@ -4,7 +4,7 @@ import contextlib
 import os
 from typing import NamedTuple
 
-from fast import library
+from fast import blas
 from fast.devices import without_cudnn_attention
 from formats.errors import BadInput, MissingInput
 from formats.files import load_tensors, make_path
@@ -32,7 +32,7 @@ class Start(NamedTuple):
 def alone(args, world, *more):
     """Keep other runs out of this run's folder and log while the body runs; its processes agree on their options.
 
-    The library of matrix products that the run settles on, see fast/library.py, is that of the body alone; and there is
+    The library of matrix products that the run settles on, see fast/blas.py, is that of the body alone; and there is
     no attention of cuDNN's in it, see fast.devices.without_cudnn_attention.
 
     Args:
@@ -42,7 +42,7 @@ def alone(args, world, *more):
         Stopped: in the other processes, where the first is refused.
     """
     world.agree({f"--{name}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
-                | {f"the environment variable {library.VARIABLE}": library.forced_library()})
+                | {f"the environment variable {blas.VARIABLE}": blas.forced_library()})
     refusal = None
     with contextlib.ExitStack() as stack:
         if world.is_first:
@@ -59,7 +59,7 @@ def alone(args, world, *more):
             raise refusal
         if refused:
             raise Stopped("the first process of this run was refused, see its message")
-        stack.enter_context(library.of_one_run())
+        stack.enter_context(blas.of_one_run())
         stack.enter_context(without_cudnn_attention())
         yield
 

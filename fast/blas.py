@@ -26,7 +26,7 @@ ONEDNN_IS_FASTER = ("AuthenticAMD", "HygonGenuine")  # makers of processors on w
 _settled = None  # see settle
 
 
-def library() -> str:
+def in_force() -> str:
     """Return the library in force, one of LIBRARIES: that of the run, else of the environment, else of the processor.
 
     Raises:

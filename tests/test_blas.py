@@ -10,7 +10,7 @@ from cloze_data import options, write_data_dir
 
 import generate
 import train
-from fast import library, matmul, rates
+from fast import blas, matmul, rates
 from formats.errors import BadInput, warn_once
 from training.options import PRECISIONS
 from utils import read_log, run_script
@@ -21,45 +21,45 @@ BOTH = pytest.mark.skipif(not (torch.backends.mkl.is_available() and torch.backe
 
 @pytest.fixture(autouse=True)
 def free_choice(monkeypatch):
-    monkeypatch.delenv(library.VARIABLE, raising=False)
+    monkeypatch.delenv(blas.VARIABLE, raising=False)
 
 
 @BOTH
 @pytest.mark.parametrize("maker, name", [("AuthenticAMD", "onednn"), ("HygonGenuine", "onednn"),
                                          ("GenuineIntel", "mkl"), ("", "mkl")])
 def test_the_processor_s_maker_decides(monkeypatch, maker, name):
-    monkeypatch.setattr(library, "maker", lambda: maker)
-    assert library.library() == name
+    monkeypatch.setattr(blas, "maker", lambda: maker)
+    assert blas.in_force() == name
     taken = []
     product = matmul.product
     monkeypatch.setattr(matmul, "product", lambda name, *rest: taken.append(name) or product(name, *rest))
     matmul.matmul(torch.randn(7, 5), torch.randn(5, 11))
     assert taken == [name]
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    assert library.library() == "mkl"  # torch's own, as nothing was measured
+    assert blas.in_force() == "mkl"  # torch's own, as nothing was measured
 
 
 def test_this_processor_has_a_maker_where_linux_tells_it():
     text = open("/proc/cpuinfo").read() if os.path.exists("/proc/cpuinfo") else ""
     if "vendor_id" in text:
-        assert library.maker() and library.maker() in text
+        assert blas.maker() and blas.maker() in text
 
 
 def test_the_variable_forces_a_library_and_a_wrong_value_is_one_line(monkeypatch, capsys):
-    for name in library.LIBRARIES:
-        monkeypatch.setenv(library.VARIABLE, name)
-        assert library.library() == name
-    monkeypatch.setenv(library.VARIABLE, "blas")
+    for name in blas.LIBRARIES:
+        monkeypatch.setenv(blas.VARIABLE, name)
+        assert blas.in_force() == name
+    monkeypatch.setenv(blas.VARIABLE, "blas")
     for main, line in ((train.main, ["--desc", "x"]), (generate.main, ["--prompt", "x"])):
         assert run_script(main, line) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and "GPT_T5_MATMUL is 'blas', expected mkl or onednn" in err
     with pytest.raises(BadInput, match="GPT_T5_MATMUL"):
         matmul.matmul(torch.ones(1, 2), torch.ones(2, 1))
-    monkeypatch.setenv(library.VARIABLE, "onednn")
+    monkeypatch.setenv(blas.VARIABLE, "onednn")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(BadInput, match="has no oneDNN"):
-        library.library()
+        blas.in_force()
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +104,14 @@ def stop_after(monkeypatch, n_updates):
 @pytest.mark.parametrize("maker, name, other", [("AuthenticAMD", "onednn", "mkl"), ("GenuineIntel", "mkl", "onednn")])
 def test_a_run_keeps_its_library_when_it_is_resumed_elsewhere(line, monkeypatch, capsys, maker, name, other, precision):
     makers = {"onednn": "AuthenticAMD", "mkl": "GenuineIntel"}
-    monkeypatch.setattr(library, "maker", lambda: maker)
+    monkeypatch.setattr(blas, "maker", lambda: maker)
     whole, cut = f"whole-{name}-{precision}", f"cut-{name}-{precision}"
     train.main(line(desc=whole, precision=precision))
-    assert noted(line, whole) == (name, name) and library.library() == name
+    assert noted(line, whole) == (name, name) and blas.in_force() == name
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         assert run_script(train.main, line(desc=cut, precision=precision)) == 130
-    monkeypatch.setattr(library, "maker", lambda: makers[other])
+    monkeypatch.setattr(blas, "maker", lambda: makers[other])
     capsys.readouterr()
     taken = []
     product = matmul.product
@@ -123,17 +123,17 @@ def test_a_run_keeps_its_library_when_it_is_resumed_elsewhere(line, monkeypatch,
     assert precision == "bf16" or set(taken) == {name}
     assert all(torch.equal(a, b) for a, b in zip(parameters(line, whole).values(), parameters(line, cut).values(),
                                                  strict=True))
-    assert library.library() == other  # the run is over, and its choice with it
+    assert blas.in_force() == other  # the run is over, and its choice with it
 
 
 @BOTH
 def test_the_variable_forces_a_resumed_run_too(line, monkeypatch, capsys):
-    monkeypatch.setattr(library, "maker", lambda: "AuthenticAMD")
+    monkeypatch.setattr(blas, "maker", lambda: "AuthenticAMD")
     train.main(line(desc="forced", n_iter=1))
     saved = torch.load(line.folder / "save" / "forced" / "checkpoint", weights_only=True)
     saved["options"]["n_iter"] = 2
     torch.save(saved, line.folder / "save" / "forced" / "checkpoint")
-    monkeypatch.setenv(library.VARIABLE, "mkl")
+    monkeypatch.setenv(blas.VARIABLE, "mkl")
     capsys.readouterr()
     train.main(line(desc="forced", resume=True))
     assert "made by onednn, those to come by mkl (GPT_T5_MATMUL)" in capsys.readouterr().err
@@ -141,13 +141,13 @@ def test_the_variable_forces_a_resumed_run_too(line, monkeypatch, capsys):
 
 
 def test_a_checkpoint_of_before_was_made_by_onednn(line, monkeypatch, capsys):
-    monkeypatch.setattr(library, "maker", lambda: "AuthenticAMD")
+    monkeypatch.setattr(blas, "maker", lambda: "AuthenticAMD")
     train.main(line(desc="old"))
     path = line.folder / "save" / "old" / "checkpoint"
     saved = torch.load(path, weights_only=True)
     del saved["options"]["matmul"]
     torch.save(saved, path)
-    monkeypatch.setattr(library, "maker", lambda: "GenuineIntel")
+    monkeypatch.setattr(blas, "maker", lambda: "GenuineIntel")
     capsys.readouterr()
     train.main(line(desc="old", resume=True))
     assert "made by onednn, and so are those to come" in capsys.readouterr().err
