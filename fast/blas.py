@@ -32,10 +32,10 @@ def in_force() -> str:
     Raises:
         BadInput: the environment variable has another value.
     """
-    return _settled or library_of_this_machine()
+    return _settled or of_this_machine()
 
 
-def library_of_this_machine() -> str:
+def of_this_machine() -> str:
     """Return the library that GPT_T5_MATMUL asks for, else that of the processor.
 
     Raises:

@@ -197,7 +197,7 @@ def settle_library(args, world, made_by, path):
         return None
     if args.plain:
         return "mkl"
-    return blas.settle(world.gather(blas.library_of_this_machine())[0], made_by, path)
+    return blas.settle(world.gather(blas.of_this_machine())[0], made_by, path)
 
 
 def fingerprint_of(model):
