@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import fast.gpt
 import opt
+from ablations.lstm import export_lstm, load_pretrained_lstm, make_model
 from fast.devices import moved_to
 from fast.memory import give_back_free_pages
 from formats import gpt_vocabulary
@@ -32,6 +33,8 @@ from formats.errors import BadInput, warn
 from formats.files import write_atomically, write_bytes
 from formats.gpt_files import read_pretrained
 from formats.hub import local_folder
+from formats.lstm_files import FILE as LSTM_FILE
+from formats.lstm_files import read_lstm
 from formats.words import english_tokenizer
 from loss import word_loss
 from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
@@ -57,7 +60,9 @@ def parse_args(argv):
                        help="standard deviation of the initial weights; a narrow model learns sooner from e.g. 0.06")
     o = options.add_adam_options(p, lr=2.5e-4, lr_schedule="warmup_cosine")
     o.add_argument("--n_warmup", type=int, default=2000, help="updates spent warming up")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    options.settle_architecture(args)
+    return args
 
 
 def check_args(args, world):
@@ -73,16 +78,19 @@ def check_args(args, world):
                       "init_std": (1e-9, 1)})
     options.check_run_options(args, world)
     options.check_gpt_sizes(args)
-    pretraining.check_corpus_options(args, (*VOCABULARY, "params_shapes.json"))
+    pretraining.check_corpus_options(args, (*VOCABULARY, "params_shapes.json", LSTM_FILE))
     pretraining.source_folder(args, VOCABULARY)
     if args.init_dir is None:
         return args.n_ctx
     args.init_dir = local_folder(args.init_dir)
-    released = read_pretrained(args.init_dir)
-    options.settle_heads(args.n_head, args.afn, released, args.init_dir)
-    if (args.n_embd, args.n_layer) != (released.n_embd, released.n_layer):
-        raise BadInput(f"--n_embd {args.n_embd} --n_layer {args.n_layer} do not fit the model in {args.init_dir}: "
-                       f"give --n_embd {released.n_embd} --n_layer {released.n_layer}")
+    if args.architecture == "lstm":
+        released, size = read_lstm(args.init_dir), "n_unit"
+    else:
+        released, size = read_pretrained(args.init_dir), "n_layer"
+        options.settle_heads(args.n_head, args.afn, released, args.init_dir)
+    if (args.n_embd, getattr(args, size)) != (released.n_embd, getattr(released, size)):
+        raise BadInput(f"--n_embd {args.n_embd} --{size} {getattr(args, size)} do not fit the model in "
+                       f"{args.init_dir}: give --n_embd {released.n_embd} --{size} {getattr(released, size)}")
     if args.n_ctx > released.n_ctx:
         raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {released.n_ctx}, the positions in {args.init_dir}")
     n_pieces = len(gpt_vocabulary.read_folder(args.init_dir)[0])
@@ -238,14 +246,17 @@ def run(args, world, n_positions):
         n_positions = runs.n_positions(start, n_vocab)
         if args.n_ctx > n_positions:
             raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {n_positions}, the positions in {start.path}")
-    model = LMModel(args, n_vocab + n_positions, n_positions)
+    is_lstm = args.architecture == "lstm"
+    model = make_model(LMModel, args, n_vocab + n_positions, n_positions)
     if args.init_from is not None:
         runs.load(model, start, None, verbose=world.is_first)
     elif args.init_dir is None:
         with torch.no_grad():
-            for p in model.parameters():
-                if p.ndim > 1:
+            for name, p in model.named_parameters():
+                if p.ndim > 1 and ".lstm." not in name:  # which torch draws by its number of units
                     p *= args.init_std / 0.02
+    elif is_lstm:
+        load_pretrained_lstm(model, args.init_dir, verbose=world.is_first)
     else:
         load_openai_pretrained_model(model, n_transfer=args.n_layer, n_embd=args.n_embd, path=args.init_dir,
                                      verbose=world.is_first)
@@ -275,9 +286,10 @@ def run(args, world, n_positions):
     if world.is_first:
         for name, data in vocabulary.items():
             write_bytes(os.path.join(args.model_dir, name), data)
-        export_openai_model(model, args.model_dir)
-        pretraining.print_ending(args, "train.py", f" --n_embd {args.n_embd} --n_head {args.n_head} --n_layer "
-                                 f"{args.n_layer} --n_transfer {args.n_layer} --n_ctx {n_positions} --afn {args.afn}")
+        (export_lstm if is_lstm else export_openai_model)(model, args.model_dir)
+        sizes = f"--architecture lstm --n_unit {args.n_unit}" if is_lstm else \
+            f"--n_head {args.n_head} --n_layer {args.n_layer} --n_transfer {args.n_layer} --afn {args.afn}"
+        pretraining.print_ending(args, "train.py", f" --n_embd {args.n_embd} --n_ctx {n_positions} {sizes}")
     return loop.outcome(args, model, encoder, world, model_dir=args.model_dir)
 
 

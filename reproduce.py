@@ -39,6 +39,7 @@ import datasets
 import download_model
 import train
 import train_t5
+from ablations.lstm import make_model
 from formats import checks
 from formats.errors import BadInput, MissingInput, warn
 from formats.files import load_tensors, write_atomically
@@ -278,7 +279,8 @@ def seconds_per_seed(run, n_updates=3):
     n_train, n_valid, n_test = (len(splits[name]) for name in ("train", "valid", "test"))
     total = loop.updates_per_epoch(n_train, run) * run.n_iter
     classify = n_vocab + len(train.SPECIAL) - 1
-    model = DoubleHeadModel(run, classify, task.head, n_vocab + len(train.SPECIAL) + n_ctx, n_ctx).to(device)
+    model = make_model(DoubleHeadModel, run, classify, task.head, n_vocab + len(train.SPECIAL) + n_ctx, n_ctx)
+    model.to(device)
     optimizer = train.make_optimizer(run, model, total)
     X, M, Y = (torch.from_numpy(array) for array in splits["train"].layout(slice(run.n_batch * run.n_gpu)))
 

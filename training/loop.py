@@ -31,6 +31,9 @@ FREE_ON_RESUME = {"resume", "submit", "analysis", "save_every", "device", "log_d
                   "data_dir", "model_dir", "encoder_path", "bpe_path", "out", "text", "valid_text", "compile",
                   "train_file", "valid_file", "test_file", "cache_dir", "show", "show_split"}
 
+# What older checkpoints do not note, and had
+BEFORE = {"architecture": "transformer", "n_unit": None}
+
 # What a checkpoint notes besides the options -> what is said where it differs
 FROM_DATA = {"data": "the training and validation data are not those of then",
              "vocabulary": "the vocabulary is not that of then"}
@@ -162,7 +165,7 @@ def load_checkpoint(path, model, optimizer, options):
     """
     saved = load_tensors(path)
     try:
-        theirs = saved["options"]
+        theirs = BEFORE | saved["options"]
         differ = [f"--{name} {theirs.get(name)!r} then, {value!r} now" for name, value in options.items()
                   if name not in FREE_ON_RESUME and name not in FROM_DATA and theirs.get(name) != value]
         # a checkpoint of before they were noted has some of them not
