@@ -153,10 +153,11 @@ def encode_split(task: Task, split: Split, encoder: Any, verbose: bool = True, *
         labels = np.fromiter((number[label] for label in labels), np.int64, len(labels))
     kept = texts.lengths[parts].astype(np.int32)
     return Examples(task.transformation, texts, parts, kept, labels, task.score_range, split.index,
-                    len(encoder.decoder), task.n_context)
+                    len(encoder.decoder), task.n_context, split.groups)
 
 
 def first_examples(split: Split, n: int) -> Split:
     """Return the first n examples of a split."""
     return Split(split.path, {name: texts[:n] for name, texts in split.texts.items()},
-                 None if split.labels is None else split.labels[:n], split.index[:n])
+                 None if split.labels is None else split.labels[:n], split.index[:n],
+                 None if split.groups is None else split.groups[:n])

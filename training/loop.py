@@ -67,7 +67,9 @@ class Outcome(NamedTuple):
 
     def __repr__(self):
         logged = [] if self.log is None else [name.removeprefix("va_") for name in self.log if name.startswith("va_")]
-        metric = next((name for name in logged if name not in ("cost", "acc", "ppl")), "accuracy")
+        of_parts = tuple(f"{name}_" for name in logged)  # acc_high is of a part of the examples
+        metric = next((name for name in logged if name not in ("cost", "acc", "ppl")
+                       and not name.startswith(of_parts)), "accuracy")
         parts = [f"{name} {metric} {value:.2f} %" for name, value in self.accuracies.items()]
         if self.log is not None and len(self.log):
             last = self.log.iloc[-1]
