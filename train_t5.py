@@ -9,7 +9,7 @@ A task is judged by the texts that the model generates, see training/text_to_tex
 too, in the style of the paper's COPA.
 
 DIR holds spiece.model and a released checkpoint: the Hub's model.safetensors, or Google's model.ckpt-* files. At the
-end save/<desc>/ is such a folder too, with the best parameters: generate.py and transformers read it.
+end save/<desc>/ is such a folder too, with the best parameters: predict.py, generate.py and transformers read it.
 A story becomes
     rocstories choice1: <ending 1> choice2: <ending 2> sentence: <story>   ->   choice1 | choice2
 and the prediction is the target with the larger log-probability. Writes the files that train.py writes. Its
@@ -47,6 +47,8 @@ from t5_pytorch import (
 )
 from text_utils import SentencePieceEncoder
 from training import distributed, finetuning, loop, options, runs, text_to_text
+from training.answering import pad
+from training.finetuned import t5_files_of_run
 from training.precision import for_evaluation
 from utils import OneLineParser, require_ranges, run_script
 
@@ -128,12 +130,6 @@ def show_cloze(args):
         print(json.dumps({"task": args.dataset, "input": source, "target": TARGETS[label]}, ensure_ascii=False))
 
 
-def pad(sequences):
-    """Return int64 [b, longest], the lists of ids padded with PAD."""
-    longest = max(map(len, sequences))
-    return torch.tensor([[*ids, *[PAD] * (longest - len(ids))] for ids in sequences])
-
-
 def training_loss(args, model, src, targets):
     """The mean loss of a batch, a scalar: by the plain text or by fast.t5; see loss.t5_loss.
 
@@ -177,7 +173,7 @@ def main(argv=None):
     return outcome
 
 
-def cloze(args, model, encoder, world, optimizer, vocabulary):
+def cloze(args, model, encoder, world, optimizer, vocabulary, files):
     """Train on ROCStories, choosing between two targets, and predict; return a loop.Outcome."""
     splits = finetuning.read_splits(args)
     sources = [encoder.encode(cloze_texts(split)) for split in splits]
@@ -205,7 +201,7 @@ def cloze(args, model, encoder, world, optimizer, vocabulary):
     evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
     orders = loop.draw_orders(args.n_iter, len(sources[0]))
     fingerprint = zlib.crc32(repr((sources[:2], trY.tolist(), vaY.tolist())).encode())
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
+    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary, files)
     return finetuning.finish(args, model, encoder, world, lambda: logits("test"), splits[2][3])
 
 
@@ -234,15 +230,17 @@ def run(args, world):
 
     optimizer = opt.Adafactor(model.parameters(), lr=args.lr)
     loop.compile_blocks(args, model.encoder.block, model.decoder.block, dynamic=True)
+    files = t5_files_of_run(text_to_text.settings_of(args))
     if text_to_text.is_task(args):
-        text_to_text.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model), vocabulary)
+        text_to_text.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model), vocabulary,
+                              files)
         finetuning.load_best(args, model, world)
         submissions = text_to_text.submit(args, model, encoder, world) if args.submit else {}
         if args.select == "each":
             finetuning.load_best(args, model, world)
         outcome = loop.outcome(args, model, encoder, world, **submissions)
     else:
-        outcome = cloze(args, model, encoder, world, optimizer, vocabulary)
+        outcome = cloze(args, model, encoder, world, optimizer, vocabulary, files)
     if world.is_first:  # the best parameters are in the model
         folder = os.path.dirname(loop.paths(args)["best"])
         copy_t5_vocabulary(args.model_dir, folder)
