@@ -181,7 +181,8 @@ def train(args, model, optimizer, train_part, held_out, tower_loss, evaluate, wo
         vocabulary: {name: bytes} of its files, which are kept in the folder of the run.
         The others are those of loop.train.
     """
-    repeated = corpus.count_repeated(train_part, held_out, verbose=True) if world.is_first else 0
+    found = corpus.find_repeated(train_part, held_out, world.rank, world.size, verbose=world.is_first)
+    repeated = torch.count_nonzero(world.sum(torch.as_tensor(found, dtype=torch.float32, device=world.device))).item()
     if repeated:
         warn(f"{repeated:,} of the {len(held_out):,} held-out sequences also stand in the text to train on; their "
              "perplexity tells what the model remembers, not what it has learned")
