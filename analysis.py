@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import accuracy_score
 
-from datasets import TEST_FILE, _rocstories
 from formats.errors import BadInput, MissingInput
 from formats.files import read_text, write_atomically
 from tasks import metrics
 from tasks.gpt_tasks import GPT_TASKS, Task
+from tasks.story_cloze import TEST_FILE, _rocstories
 from utils import OneLineParser, read_log, run_script
 
 if TYPE_CHECKING:

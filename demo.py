@@ -18,13 +18,13 @@ import sys
 import time
 
 import analysis
-import datasets
 import generate
 import pretrain
 import pretrain_t5
 import train
 import train_t5
 from formats.errors import BadInput, warn
+from tasks import story_cloze
 from toy import stories
 from utils import OneLineParser, reached_epoch, require_ranges, run_script
 
@@ -110,7 +110,7 @@ def fine_tune(script, folder, desc, options):
 
 def show_sample(folder, model_dir):
     """Let the pre-trained GPT continue the beginning of a story nobody has shown it."""
-    test, _, _, _ = datasets._rocstories(os.path.join(folder, "data", datasets.TEST_FILE))
+    test, _, _, _ = story_cloze._rocstories(os.path.join(folder, "data", story_cloze.TEST_FILE))
     beginning = ".".join(test[0].split(".")[:2]) + "."
     call(generate, ["--model_dir", model_dir, "--n_head", str(GPT["n_head"]), "--n_tokens", "30",
                     "--temperature", "0.5", "--prompt", beginning])

@@ -35,7 +35,6 @@ from typing import NamedTuple
 import torch
 
 import analysis
-import datasets
 import download_model
 import train
 import train_t5
@@ -43,6 +42,7 @@ from formats import checks
 from formats.errors import BadInput, MissingInput, warn
 from formats.files import load_tensors, write_atomically
 from model_pytorch import DoubleHeadModel
+from tasks import story_cloze
 from tasks.gpt_tasks import GPT_TASKS
 from tasks.metrics import TITLES
 from training import distributed, finetuning, loop, task_data
@@ -119,14 +119,14 @@ def check_data(run):
     Returns:
         Inputs. Other row counts and one-sided answers get a warning.
     Raises:
-        MissingInput, BadInput: see datasets.rocstories and the other readers.
+        MissingInput, BadInput: see story_cloze.rocstories and the other readers.
     """
     if run.dataset != "rocstories":
         return check_task_data(run)
     lines, departures, blobs = [], [], {}
-    for name in (datasets.VALID_FILE, datasets.TEST_FILE):
+    for name in (story_cloze.VALID_FILE, story_cloze.TEST_FILE):
         path = os.path.join(run.data_dir, name)
-        labels = datasets._rocstories(path)[3]
+        labels = story_cloze._rocstories(path)[3]
         n, second = len(labels), float(labels.mean())
         lines.append(f"{name}: {n} stories, the right ending is the first in {100 - 100 * second:.1f}% and the second "
                      f"in {100 * second:.1f}%")

@@ -120,6 +120,58 @@ def gpt_weights(size, head=True):
     return 12 * size["n_layer"] * size["n_embd"] ** 2 + head * size["n_vocab"] * size["n_embd"]
 
 
+class Kind(NamedTuple):
+    """What the examples of a task of GPT-1's paper look like.
+
+    Attributes:
+        head: task_head_type of our model. parts: (mean, sd, lowest, highest) of each part's length in tokens; an
+            example is of all of them, a multiple choice of the first and one of the others each time.
+        n_examples: in a batch. n_ctx: positions; the first part is cut to what they leave.
+    """
+
+    head: str | tuple
+    parts: tuple
+    n_examples: int = 8
+    n_ctx: int = 128
+
+
+# About as long as SST-2's sentences, SNLI's pairs, QQP's questions, and RACE's articles with their questions.
+KINDS = {"classification": Kind(("classification", 2), ((21, 9, 3, 60),)),
+         "entailment": Kind(("classification", 3), ((16, 6, 4, 60), (9, 3, 2, 30))),
+         "similarity": Kind(("similarity", 2), ((13, 6, 4, 60), (13, 6, 4, 60))),
+         "race": Kind("multiple_choice", ((370, 90, 150, 560), *[(7, 3, 1, 20)] * 4), n_examples=2, n_ctx=TEXT_CTX)}
+
+
+def task_batch(case, kind, seed=0):
+    """Return x int [n, c, t, 2] (or [n, t, 2]), m of its shape without the last axis, and y int [n], random words.
+
+    Args:
+        kind: a key of KINDS. The tiny sizes have parts a tenth as long, so that they are done in no time.
+    """
+    of, g, n_vocab = KINDS[kind], np.random.default_rng(seed), case.size["n_vocab"]
+    share = 1 if case.size["length"] == TEXT_CTX else 0.1
+    examples = []
+    for _ in range(of.n_examples):
+        lengths = [max(1, int(share * np.clip(g.normal(mean, sd), low, high))) for mean, sd, low, high in of.parts]
+        lengths[0] = min(lengths[0], of.n_ctx - 3 - max(lengths[1:], default=0))
+        parts = [g.integers(1, n_vocab, length).tolist() for length in lengths]
+        orders = {"classification": [parts], "entailment": [parts], "similarity": [parts, parts[::-1]]}.get(
+            kind, [[parts[0], choice] for choice in parts[1:]])
+        examples.append([[n_vocab, *order[0], *([n_vocab + 1, *order[1]] if order[1:] else []), n_vocab + 2]
+                         for order in orders])
+    t = max(len(sequence) for sequences in examples for sequence in sequences)
+    x = np.zeros((len(examples), len(examples[0]), t, 2), np.int64)
+    m = np.zeros(x.shape[:3], np.float32)
+    x[..., 1] = n_vocab + N_SPECIAL + np.arange(t)
+    for i, sequences in enumerate(examples):
+        for k, sequence in enumerate(sequences):
+            x[i, k, :len(sequence), 0], m[i, k, :len(sequence)] = sequence, 1
+    if x.shape[1] == 1:
+        x, m = x[:, 0], m[:, 0]
+    n_labels = 4 if kind == "race" else of.head[1]
+    return [torch.from_numpy(part).to(case.device) for part in (x, m, g.integers(0, n_labels, len(x)))]
+
+
 # --- T5
 
 def t5_config(size):

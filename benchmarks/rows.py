@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import ours, peers
-from benchmarks.cases import TINY, Case
+from benchmarks.cases import KINDS, TINY, Case
 from benchmarks.peers import settings
 from formats.errors import BadInput
 
@@ -50,6 +50,14 @@ def _gpt_generate(batch):
         "transformers' GPT-2": (partial(peers.gpt2_generate, batch=batch), predicts)}, plain=False)
 
 
+def _task(kind, what):
+    """Training or evaluation on a task of GPT-1's paper, a key of cases.KINDS."""
+    mine, theirs = {"train": (ours.task_train, peers.task_train),
+                    "evaluate": (ours.task_evaluate, peers.task_evaluate)}[what]
+    return Row(partial(mine, kind=kind), {
+        "transformers": (partial(theirs, kind=kind), settings("eager", predicts=what == "evaluate"))})
+
+
 def _t5_decode(batch, beams):
     what = dict(batch=batch, beams=beams)
     return Row(partial(ours.t5_decode, **what), {
@@ -66,6 +74,7 @@ ROWS = {
         "its parts, no words": (partial(peers.gpt_evaluate, with_words=False), settings("eager", predicts=True))}),
     "gpt-generate-1": _gpt_generate(1),
     "gpt-generate-8": _gpt_generate(8),
+    **{f"gpt-{kind}-{what}": _task(kind, what) for kind in KINDS for what in ("train", "evaluate")},
     "t5-train": Row(ours.t5_train, {"transformers": (peers.t5_train, settings("sdpa", "eager"))}),
     "t5-pretrain": Row(ours.t5_pretrain, {"transformers": (peers.t5_pretrain, settings("sdpa", "eager"))}),
     "t5-greedy-1": _t5_decode(1, 1),

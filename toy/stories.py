@@ -26,9 +26,9 @@ import sys
 import zlib
 from pathlib import Path
 
-from datasets import COLUMNS, TEST_FILE, VALID_FILE
 from formats.errors import BadInput
 from formats.files import write_atomically
+from tasks.story_cloze import COLUMNS, TEST_FILE, VALID_FILE
 from utils import OneLineParser, require_ranges, run_script
 
 NAMES = {
@@ -112,7 +112,7 @@ class Grammar:
                 return sentences, good, person
 
     def cloze_row(self, part, number, answer):
-        """Draw one row in the order of datasets.COLUMNS; answer is 1 or 2."""
+        """Draw one row in the order of story_cloze.COLUMNS; answer is 1 or 2."""
         topic = self.topic()
         sentences, good, person = self.draw(part, topic)
         other, other_good = topic, not good
@@ -148,7 +148,7 @@ def unlabelled(n, seed):
 
 
 def cloze(n, seed, part="valid"):
-    """Return n rows in the order of datasets.COLUMNS with distinct beginnings; as many answers 1 as 2.
+    """Return n rows in the order of story_cloze.COLUMNS with distinct beginnings; as many answers 1 as 2.
 
     Args:
         part: 'valid' or 'test'; rows of the two never share a story.

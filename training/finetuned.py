@@ -3,8 +3,6 @@
     task.json                                       the task, its classes, and the sizes of the model
     encoder_bpe_40000.json, vocab_40000.bpe         the vocabulary, without the three special tokens
     best_params                                     see training/loop.py
-
-It needs nothing of our datasets.py, so that a notebook with a library of that name can load a model.
 """
 
 import json
