@@ -1,4 +1,4 @@
-"""What the logs and submissions of runs say, and what explore.py reads in the models: numbers in text, and pictures.
+"""What the logs and submissions of runs say, and what explore reads in the models: numbers in text, and pictures.
 
     python analysis.py log/a.jsonl log/b.jsonl --out curves.png    cost and accuracy over updates
     python analysis.py log/l*.jsonl --layers --out layers.png      accuracy against transferred layers

@@ -3,6 +3,7 @@
     python reproduce.py --data_dir DATA --seeds 10                              the Story Cloze Test
     python reproduce.py --dataset cola --data_dir glue_data --seeds 3           another task of the paper
     python reproduce.py --t5 small --dataset glue --data_dir DATA --model_dir DIR --n_updates 20000
+    python reproduce.py --t5 small --dataset rocstories --data_dir DATA --n_updates 460 -- --form answer
     python reproduce.py --data_dir TOY --seeds 2 --out toy -- --n_transfer -1 --n_embd 96 --n_head 4 --n_layer 3
 
 First it checks weights and data and estimates the time, then it runs train.py with the authors' defaults (and with
@@ -38,6 +39,7 @@ import analysis
 import download_model
 import train
 import train_t5
+from ablations.lstm import make_model
 from formats import checks
 from formats.errors import BadInput, MissingInput, warn
 from formats.files import load_tensors, write_atomically
@@ -278,7 +280,8 @@ def seconds_per_seed(run, n_updates=3):
     n_train = len(splits["train"])
     total = loop.updates_per_epoch(n_train, run) * run.n_iter
     classify = n_vocab + len(train.SPECIAL) - 1
-    model = DoubleHeadModel(run, classify, task.head, n_vocab + len(train.SPECIAL) + n_ctx, n_ctx).to(device)
+    model = make_model(DoubleHeadModel, run, classify, task.head, n_vocab + len(train.SPECIAL) + n_ctx, n_ctx)
+    model.to(device)
     optimizer = train.make_optimizer(run, model, total)
     X, M, Y = (torch.from_numpy(array) for array in splits["train"].layout(slice(run.n_batch * run.n_gpu)))
 
@@ -487,8 +490,9 @@ def reproduce_t5(argv):
         outcomes.append(train_t5.main([
             "--desc", desc, "--model", args.t5, "--dataset", args.dataset, "--data_dir", args.data_dir, "--model_dir",
             args.model_dir, "--seed", str(args.seed), "--n_updates", str(n_updates), "--analysis", "--resume",
-            *(word for kind in ("log", "save", "submission")
-              for word in (f"--{kind}_dir", os.path.join(args.out, kind))), *argv[cut + 1:]]))
+            *(word for kind, folder in (("log", "log"), ("save", "save"), ("submission", f"submission/{desc}"))
+              for word in (f"--{kind}_dir", os.path.join(args.out, folder))),
+            *["--submit"] * (args.dataset == "rocstories"), *argv[cut + 1:]]))  # whose report is on the test file
     return outcomes
 
 
