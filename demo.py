@@ -108,7 +108,7 @@ def fine_tune(script, folder, desc, options):
         print(f"\n{desc}: already there")
     else:
         call(script, words)
-    labels = datasets._rocstories(os.path.join(data_dir, datasets.TEST_FILE))[3]
+    labels = story_cloze._rocstories(os.path.join(data_dir, story_cloze.TEST_FILE))[3]
     return log, np.array(analysis.read_submission(file)) == labels
 
 
