@@ -9,7 +9,7 @@ A task is judged by the texts that the model generates, see training/text_to_tex
 too, in the style of the paper's COPA, or with the right ending as the target: training/choosing.py.
 
 DIR holds spiece.model and a released checkpoint: the Hub's model.safetensors, or Google's model.ckpt-* files. At the
-end save/<desc>/ is such a folder too, with the best parameters: generate.py and transformers read it.
+end save/<desc>/ is such a folder too, with the best parameters: predict.py, generate.py and transformers read it.
 A story becomes
     rocstories choice1: <ending 1> choice2: <ending 2> sentence: <story>   ->   choice1 | choice2
 and the prediction is the target with the larger log-probability. With --form answer it becomes
@@ -47,6 +47,7 @@ from t5_pytorch import (
 )
 from text_utils import SentencePieceEncoder
 from training import choosing, distributed, finetuning, loop, options, runs, text_to_text
+from training.finetuned import t5_files_of_run
 from utils import OneLineParser, require_ranges, run_script
 
 Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in training only
@@ -181,8 +182,10 @@ def run(args, world):
 
     optimizer = opt.Adafactor(model.parameters(), lr=args.lr)
     loop.compile_blocks(args, model.encoder.block, model.decoder.block, dynamic=True)
+    files = t5_files_of_run(text_to_text.settings_of(args))
     if text_to_text.is_task(args):
-        text_to_text.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model), vocabulary)
+        text_to_text.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model), vocabulary,
+                              files)
         finetuning.load_best(args, model, world)
         submissions = text_to_text.submit(args, model, encoder, world) if args.submit else {}
         if args.select == "each":
@@ -190,7 +193,7 @@ def run(args, world):
         outcome = loop.outcome(args, model, encoder, world, **submissions)
     else:
         outcome = choosing.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model),
-                                    partial(target_log_probs, args), vocabulary)
+                                    partial(target_log_probs, args), vocabulary, files)
     if world.is_first:  # the best parameters are in the model
         folder = os.path.dirname(loop.paths(args)["best"])
         copy_t5_vocabulary(args.model_dir, folder)

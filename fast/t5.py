@@ -303,6 +303,14 @@ class Decoder:
         x = before_logits(model, require_finite(norm(model.decoder.final_layer_norm, x)))
         return linear(x, model.logits_weight()).float()
 
+    def keep(self, rows):
+        """Go on with some of the sources alone; rows: int [number of them]."""
+        self.memory = [(k[rows], v[rows]) for k, v in self.memory]
+        self.memory_bias = None if self.memory_bias is None else self.memory_bias[rows]
+        self.past = None if self.past is None else self.past[rows]
+        for cache in self.caches:
+            cache.keep(rows)
+
     def _grow(self):
         """Make the relative bias [1, h, 1, size*n], and room in `past`, for more positions."""
         old, self.size = self.size, grown(self.size, self.size + 1, self.length)
@@ -312,6 +320,7 @@ class Decoder:
 
 
 def _decoder(model, src, prefix):
+    model = t5_decoding.unwrapped(model)
     if not _runs(model, src):
         return t5_decoding.Decoder
     if prefix is not None:  # the Decoder looks at no ids

@@ -13,7 +13,7 @@ from sklearn import metrics
 
 from formats.errors import BadInput
 
-__all__ = ["METRICS", "TITLES", "difference", "of"]
+__all__ = ["METRICS", "TITLES", "by_group", "difference", "of", "title_of"]
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -71,6 +71,26 @@ def of(names: list, predictions: np.ndarray, labels: np.ndarray) -> dict:
         raise BadInput(f"there are {len(predictions)} predictions and {len(labels)} labels, expected as many, and at "
                        "least one")
     return {name: float(METRICS[name](predictions, labels)) for name in names}
+
+
+def by_group(name: str, groups: tuple, numbers: np.ndarray | None, predictions: np.ndarray, labels: np.ndarray) -> dict:
+    """Return {name_group: percent} of one metric for each group apart that has examples; {} where there are no groups.
+
+    Args:
+        name: a key of METRICS. groups: their names, see gpt_tasks.Task. numbers: int [n], the group of each example.
+        predictions, labels: see of.
+    """
+    if numbers is None:
+        return {}
+    members = {group: np.flatnonzero(numbers == k) for k, group in enumerate(groups)}
+    return {f"{name}_{group}": of([name], predictions[rows], labels[rows])[name] for group, rows in members.items()
+            if len(rows)}
+
+
+def title_of(name: str) -> str:
+    """Return what a report calls a metric, of a part of the examples too: acc_middle is Accuracy (middle)."""
+    metric, _, part = name.partition("_")
+    return TITLES[metric] + (f" ({part})" if part else "")
 
 
 def difference(right: np.ndarray, other: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:

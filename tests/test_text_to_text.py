@@ -24,7 +24,7 @@ from tasks import t5_metrics
 from tasks.t5_tasks import TASKS, read_examples
 from tasks.text_pairs import METRICS, read_pairs
 from text_utils import SentencePieceEncoder
-from training import choosing, distributed, text_to_text
+from training import answering, choosing, distributed, text_to_text
 from training.mixing import MixedOrders, PackedOrders, epoch_length, packed, proportions
 from utils import Stopped, read_log, run_script
 
@@ -327,7 +327,7 @@ def test_every_metric_of_own_data_works():
 
 def test_signs_the_vocabulary_lacks_are_counted_and_named(setup, capfd):
     encoder = SentencePieceEncoder.from_folder(str(setup.folder / "t5"))
-    assert text_to_text.unknown_signs(encoder, ["glad {", "low {~", "new"]) == (2, ["{", "~"])
+    assert answering.unknown_signs(encoder, ["glad {", "low {~", "new"]) == (2, ["{", "~"])
     with open(setup.folder / "train.tsv", "a", encoding="utf-8") as f:
         f.write("kind: {glad}\tgood\n")
     train_t5.main(setup(n_iter=1))

@@ -17,7 +17,7 @@ from formats.files import load_tensors
 from pretrain_t5 import learn_vocabulary
 from t5_pytorch import EOS, PAD, T5, export_t5_model, shift_right
 from text_utils import SentencePieceEncoder
-from training import text_to_text
+from training import answering
 from utils import read_log, run_script
 
 SIZES = dict(d_model=18, d_ff=30, n_head=3, d_kv=5, n_layer=2)
@@ -103,8 +103,8 @@ def test_the_task_can_be_learned(setup):
 @pytest.mark.parametrize("plain", [False, True])
 def test_log_probabilities_are_those_of_each_pair_alone(plain):
     model = tiny(n_tokens=50).eval()
-    src = text_to_text.pad([[5, 6, 7, 8, EOS], [9, EOS], [4, 4, 3, EOS]], "cpu")
-    candidates = text_to_text.pad([[11, 12, EOS], [13, EOS]], "cpu")
+    src = answering.pad([[5, 6, 7, 8, EOS], [9, EOS], [4, 4, 3, EOS]])
+    candidates = answering.pad([[11, 12, EOS], [13, EOS]])
     with torch.no_grad():
         got = train_t5.target_log_probs(Namespace(plain=plain), model, src, candidates)
         for i in range(3):

@@ -25,7 +25,7 @@ from tasks.own_data import own_examples
 from tasks.t5_published import PUBLISHED, SIZES
 from tasks.t5_submission import file_name, write_predictions
 from tasks.t5_tasks import TASKS
-from training import finetuning, loop, text_to_text
+from training import answering, finetuning, loop
 from training.precision import for_evaluation
 from utils import read_log
 
@@ -118,11 +118,11 @@ class Encoded(NamedTuple):
 def encode(args, encoder, splits, show):
     """Return {name: Encoded} of {name: Candidates}; what is too long is cut, and counted in one warning."""
     inputs = [text for split in splits.values() for text in split.inputs]
-    inputs = iter(text_to_text.encode(encoder, inputs, args.n_ctx, "sources", "--n_ctx", show))
+    inputs = iter(answering.encode(encoder, inputs, args.n_ctx, "sources", "--n_ctx", show))
     texts = [text for split in splits.values() for one in split.targets for text in one]
     distinct = list(dict.fromkeys(texts))
     length = args.n_target or TARGET_LENGTH
-    ids = dict(zip(distinct, text_to_text.encode(encoder, distinct, length, "targets", "--n_target",
+    ids = dict(zip(distinct, answering.encode(encoder, distinct, length, "targets", "--n_target",
                                                  show and args.form == "answer"), strict=True))
     return {name: Encoded([next(inputs) for _ in split.inputs],
                           [[ids[text] for text in one] for one in split.targets],
@@ -132,16 +132,16 @@ def encode(args, encoder, splits, show):
 
 def pad_candidates(targets):
     """Return int64 [b, c, t] of b lists of c arrays of ids."""
-    return text_to_text.pad([ids for one in targets for ids in one], "cpu").unflatten(0, (len(targets), -1))
+    return answering.pad([ids for one in targets for ids in one]).unflatten(0, (len(targets), -1))
 
 
-def finetune(args, model, encoder, world, optimizer, training_loss, log_probs, vocabulary):
+def finetune(args, model, encoder, world, optimizer, training_loss, log_probs, vocabulary, files):
     """Train to give the right candidate, choose, and predict; return a loop.Outcome.
 
     Args:
         training_loss: function of (src [b, s], targets [b, t]) returning the mean over b * t positions.
         log_probs: function of (model, src [b, s], candidates [b, c, t]) returning their log-probabilities, [b, c].
-        vocabulary: see loop.train.
+        vocabulary, files: see loop.train.
     """
     texts = read_splits(args)
     splits = encode(args, encoder, texts, world.is_first)
@@ -151,7 +151,7 @@ def finetune(args, model, encoder, world, optimizer, training_loss, log_probs, v
     longest = max(map(len, right))  # the loss is a mean over padding too, whatever the towers hold
 
     def tower_loss(rows):
-        src, targets = (text_to_text.pad([ids[i] for i in rows], "cpu") for ids in (train.inputs, right))
+        src, targets = (answering.pad([ids[i] for i in rows]) for ids in (train.inputs, right))
         return training_loss(src, targets) * (targets.shape[1] / longest)
 
     def logits(name):
@@ -159,7 +159,7 @@ def finetune(args, model, encoder, world, optimizer, training_loss, log_probs, v
 
         def of(rows):
             candidates = pad_candidates(split.targets[rows])
-            found = log_probs(converted, text_to_text.pad(split.inputs[rows], "cpu"), candidates)
+            found = log_probs(converted, answering.pad(split.inputs[rows]), candidates)
             return score(args, found.float(), candidates.to(found.device))
 
         return finetuning.choose(of, len(split.inputs), len(split.targets[0]), args.n_batch * args.n_gpu, world, True)
@@ -172,7 +172,7 @@ def finetune(args, model, encoder, world, optimizer, training_loss, log_probs, v
     elif args.n_updates is not None:
         n_iter = -(-args.n_updates // loop.updates_per_epoch(n_train, args))
     loop.train(args, model, optimizer, loop.draw_orders(n_iter, n_train), tower_loss, evaluate, world,
-               fingerprint_of(args, splits), vocabulary, n_updates=args.n_updates, eval_every=args.eval_every)
+               fingerprint_of(args, splits), vocabulary, files, n_updates=args.n_updates, eval_every=args.eval_every)
     if args.dataset == "rocstories":
         return finetuning.finish(args, model, encoder, world, lambda: logits("test"), splits["test"].labels)
     finetuning.load_best(args, model, world)
