@@ -66,10 +66,10 @@ def command_line(options):
 
 
 def call(script, words):
-    """Print a script's command and run it."""
+    """Print a script's command and run it; return what it returns."""
     name = f"-m {script.__name__}" if "." in script.__name__ else f"{script.__name__}.py"
     print(f"\n$ python {name} {shlex.join(words)}", flush=True)
-    script.main(words)
+    return script.main(words)
 
 
 def finished(script, words, submission):
