@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["REPORTS", "Runs", "best_accuracy", "best_evaluation", "draw_attention", "draw_curves", "draw_layers",
-           "draw_seeds", "draw_similarities", "draw_surprisal", "evaluations", "measured", "names_of",
-           "print_values", "read_predictions", "read_submission", "report", "rocstories", "runs_of"]
+           "draw_seeds", "draw_similarities", "draw_surprisal", "evaluations", "measured", "print_values",
+           "read_predictions", "read_submission", "report", "rocstories", "runs_of"]
 
 # options in which runs of one group may differ: the seed, and where things lie
 NOT_OF_A_GROUP = {"seed", "desc", "time", "data", "vocabulary", "matmul", *loop.FREE_ON_RESUME}

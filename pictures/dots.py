@@ -86,23 +86,23 @@ def _draw_panel(axes, panel):
     axes.margins(x=0.08)
 
 
-def draw_seeds(values: dict[int, float], out: str | None = None, published: dict[str, float] | None = None,
+def draw_seeds(accuracies: dict[int, float], out: str | None = None, published: dict[str, float] | None = None,
                title: str | None = None, what: str = "test accuracy (%)") -> "Figure":
     """Draw the value of every seed as a dot, their median as a line, and published numbers as thin lines.
 
     Args:
-        values: {seed: percent}. published: {label: percent}. what: is drawn, the axis' name.
+        accuracies: {seed: percent}. published: {label: percent}. what: is drawn, the axis' name.
     Returns:
         the Figure.
     """
     figure = new_figure(7, 3.6)
     axes = figure.subplots()
     tidy(axes, title)
-    seeds, median = sorted(values), statistics.median(values.values())
+    seeds, median = sorted(accuracies), statistics.median(accuracies.values())
     axes.set(xlim=(-0.5, len(seeds) - 0.5))
     axes.set_xlabel("seed", fontsize=SIZE)
     axes.set_ylabel(what, fontsize=SIZE)
-    axes.plot(range(len(seeds)), [values[seed] for seed in seeds], "o", color=COLORS[0], label="one seed")
+    axes.plot(range(len(seeds)), [accuracies[seed] for seed in seeds], "o", color=COLORS[0], label="one seed")
     lines = [(f"median: {median:.2f}", median, "-", COLORS[0]),
              *((label, value, "--", GREY) for label, value in (published or {}).items())]
     for label, value, stroke, color in lines:
