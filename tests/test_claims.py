@@ -127,7 +127,7 @@ def test_the_published_numbers_hang_together():
 
 
 @pytest.mark.parametrize(("wrong", "said"), [
-    (["--seeds", "0"], "--seeds is 0"), (["--datasets", "none"], "invalid choice"),
+    (["--seeds", "0"], "--seeds is 0, allowed is from 1"),
     (["--", "--lm_coef", "0"], "--lm_coef after --: reproduce.py --ablations sets this itself"),
     (["--data_dir", "nowhere", "--model_dir", "nowhere"], "nowhere: no pretrained model there")])
 def test_mistakes_get_one_line(tmp_path, capfd, wrong, said):
