@@ -121,7 +121,7 @@ def test_on_other_data_the_paper_s_numbers_stand_beside(work, ablated, tmp_path,
 def test_the_published_numbers_hang_together():
     assert set(published.TABLE_5) <= set(GPT_TASKS) and set(layers.DATASETS) == set(published.FIGURE_2_LEFT)
     for i, average in enumerate(published.AVERAGES):
-        assert statistics.fmean(row[i] for row in published.TABLE_5.values()) == pytest.approx(average, abs=0.061)
+        assert statistics.fmean(row[i] for row in published.TABLE_5.values()) == pytest.approx(average, abs=0.07)
     for task in set(published.TABLE_5) - {"mnli"}:  # of which table 5 prints one number for two
         assert published.TABLE_5[task][0] == GPT_TASKS[task].published[GPT_TASKS[task].metrics[0]]
 
