@@ -55,7 +55,7 @@ def test_one_failed_seed_does_not_stop_the_others(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(demo, "make_stories", lambda *args: ("text", "data"))
     monkeypatch.setattr(demo, "show_sample", lambda *args: None)
     monkeypatch.setattr(demo, "call", lambda *args: None)
-    monkeypatch.setattr(demo.analysis, "draw_curves", lambda logs, *rest: pictures.append(logs))
+    monkeypatch.setattr(demo.analysis, "draw_curves", lambda logs, out, labels: pictures.append(labels))
 
     def fine_tune(script, folder, desc, options):
         if options["seed"] == 4 and "scratch" in desc:
@@ -67,7 +67,9 @@ def test_one_failed_seed_does_not_stop_the_others(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(demo, "fine_tune", fine_tune)
     assert run_script(demo.main, ["--out", str(tmp_path), "--seed", "3", "--seeds", "3"]) == 2
     out, err = capfd.readouterr()
-    assert len(done) == 3 * 3 - 1 and len(pictures) == 1
+    assert len(done) == 3 * 3 - 1
+    assert [{name: labels.count(name) for name in demo.GPT_VARIANTS} for labels in pictures] == [
+        dict(zip(demo.GPT_VARIANTS, (2, 3, 3), strict=True))]
     assert re.search(r"from scratch +64.0 +\(63.0 to 65.0, 2 seeds\)", out)
     assert "gpt-from-scratch-4: the loss is nan" in err.strip().split("\n")[-1]
     assert re.search(r"pre-trained against from scratch: \+10.0 points \(\+\d.\d to \+\d\d.\d\), is more than ch", out)
