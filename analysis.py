@@ -25,7 +25,6 @@ from pictures.lines import Line, Panel, draw_lines
 from pictures.tokens import draw_attention, draw_similarities, draw_surprisal
 from tasks import metrics
 from tasks.gpt_tasks import GPT_TASKS, Task
-from training import loop
 from utils import OneLineParser, read_log, run_script
 
 if TYPE_CHECKING:
@@ -35,8 +34,9 @@ __all__ = ["REPORTS", "Runs", "best_accuracy", "best_evaluation", "draw_attentio
            "draw_seeds", "draw_similarities", "draw_surprisal", "evaluations", "measured", "print_values",
            "read_predictions", "read_submission", "report", "rocstories", "runs_of"]
 
-# options in which runs of one group may differ: the seed, and where things lie
-NOT_OF_A_GROUP = {"seed", "desc", "time", "data", "vocabulary", "matmul", *loop.FREE_ON_RESUME}
+# what runs of one group may differ in besides the seed: names, and where and how they ran
+NOT_OF_A_GROUP = {"seed", "desc", "time", "data", "matmul", "device", "compile", "resume", "submit", "analysis", "out",
+                  "save_every", "log_dir", "save_dir", "submission_dir", "cache_dir", "show", "show_split"}
 
 
 def read_submission(path: str) -> list[int]:
@@ -220,16 +220,21 @@ def runs_of(log_paths: list[str], labels: list[str] | None = None) -> list[Runs]
     """
     headers = [(read_log(path) or [None])[0] for path in log_paths]
     headers = [header if isinstance(header, dict) else {} for header in headers]
+    tasks = [str(header.get("dataset") or "") for header in headers]
     names, groups = names_of(log_paths), {}
     for i, header in enumerate(headers):
-        key = {name: value for name, value in header.items() if name not in NOT_OF_A_GROUP}
-        own = labels[i] if labels else json.dumps(key, sort_keys=True) if "seed" in header else f"log {i}"
-        groups.setdefault((str(header.get("dataset") or ""), own), []).append(i)
+        seed, copy = header.get("seed"), 0
+        own = json.dumps({name: value for name, value in header.items() if name not in NOT_OF_A_GROUP}, sort_keys=True)
+        if labels:
+            own = tasks[i], labels[i]
+        while not labels and seed in [headers[j].get("seed") for j in groups.get((own, copy), ())]:
+            copy += 1  # another run of the same seed
+        groups.setdefault((own, copy), []).append(i)
     found = []
-    for (task, own), members in groups.items():
-        first, seed = names[members[0]], headers[members[0]].get("seed")
-        name = first.removesuffix(f"-{seed}") if len(members) > 1 else first
-        found.append(Runs(own if labels else name, task, [log_paths[i] for i in members]))
+    for members in groups.values():
+        first = members[0]
+        name = names[first].removesuffix(f"-{headers[first].get('seed')}") if len(members) > 1 else names[first]
+        found.append(Runs(labels[first] if labels else name, tasks[first], [log_paths[i] for i in members]))
     return found
 
 

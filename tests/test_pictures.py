@@ -155,6 +155,11 @@ def test_runs_tasks_and_seeds_are_told_apart(tmp_path):
     assert [(group.name, group.task, len(group.logs)) for group in groups] == [
         ("rocstories-1", "rocstories", 3), ("rocstories-2", "rocstories", 3), ("cola-1", "cola", 3),
         ("cola-2", "cola", 3)]
+    (tmp_path / "copy").mkdir()
+    more = [write_log(tmp_path / "copy", "rocstories-1-5", 5, [50], dataset="rocstories", lr=1),
+            write_log(tmp_path, "rocstories-m-6", 6, [50], dataset="rocstories", lr=1, model_dir="another")]
+    assert [group.name for group in analysis.runs_of(logs[:3] + more)] == [
+        f"{tmp_path.name}/rocstories-1", "copy/rocstories-1-5", "rocstories-m-6"]
     figure = analysis.draw_curves(logs, str(tmp_path / "x.png"))
     require_apart(figure)
     labels = [axes.get_ylabel() for axes in figure.axes]
