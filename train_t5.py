@@ -247,7 +247,7 @@ def run(args, world):
         export_t5_model(model, folder)
     if args.analysis and world.is_first:
         if text_to_text.is_task(args):
-            text_to_text.report(args)
+            text_to_text.report(args, args.model or text_to_text.released_size(model))
         else:
             analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
     return outcome

@@ -1,5 +1,6 @@
 """predict.py for a T5: answers, their log-probabilities, vectors; from a run's folder alone and from a released one."""
 
+import random
 import shutil
 
 import numpy as np
@@ -24,7 +25,10 @@ from utils import run_script
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return learn_vocabulary([" ".join(row) for row in pairs(200)] + ["new one old two context question"] * 9, 44)
+    draw = random.Random(5)
+    words = "answer context question entailment acceptable premise hypothesis".split()
+    return learn_vocabulary([" ".join(row) for row in pairs(200)]
+                            + [" ".join(draw.sample(words, 4)) for _ in range(60)], 40)
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +140,12 @@ def test_vectors_are_means_of_the_encoder_s_last_states(run, tmp_path, capsys, p
     assert vectors.shape == (9, 18) and vectors.dtype == np.float32
     model, encoder, _, _ = explore.load_finetuned(str(run / "save" / "mine"))
     texts = [row[0] for row in pairs(9, seed=9)]
-    cut = [encoder.decode(encoder.encode([text], verbose=False)[0][:8]) for text in texts]
-    want = explore.sentence_vectors(model, encoder, cut)
-    assert near(torch.from_numpy(vectors), want, 1e-5)
+    rows = [[*ids[:8], EOS] for ids in encoder.encode(texts, verbose=False)]
+    want = [explore.means(explore.hidden_states(model, explore.batch_of_ids(model, [ids])).encoder[-1],
+                          torch.ones(1, len(ids), dtype=torch.bool))[0] for ids in rows]
+    assert near(torch.from_numpy(vectors), torch.stack(want), 1e-5) and len({len(ids) for ids in rows}) > 2
+    found = torch.from_numpy(predict.vectors_of(explore.load_finetuned(str(run / "save" / "mine")), ["low", "new"]))
+    assert near(found, explore.sentence_vectors(model, encoder, ["low", "new"]), 1e-5)
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -11,15 +11,16 @@ from t5_task_files import WHERE, golden_file, write_files
 
 from formats.errors import BadInput, MissingInput
 from tasks import t5_formats, t5_metrics
-from tasks.t5_submission import file_name, write_predictions
+from tasks.t5_submission import as_in_passage, file_name, write_predictions
 from tasks.t5_tasks import GLUE, MIXTURES, SUPER_GLUE, TASKS, evaluate, read_examples
 
 
 def squad_outputs(golden, key, split):
     """What the original made of SQuAD's files by one of its two rules, without what evaluation has no use of."""
-    data = golden_file(golden, "other_tasks")[key]["files"][{"valid": "validation"}.get(split, split)]
-    return [{name: output[name] for name in ("inputs", "targets", "answers")}
-            for example in data["examples"] for output in example["outputs"]]
+    split = {"valid": "validation"}.get(split, split)
+    data, given = (golden_file(golden, "other_tasks")[name]["files"][split]["examples"] for name in (key, "squad"))
+    return [{name: output[name] for name in ("inputs", "targets", "answers")} | {"passage": one["features"]["context"]}
+            for example, one in zip(data, given, strict=True) for output in example["outputs"]]
 
 
 def test_every_task_is_exercised():
@@ -224,6 +225,25 @@ def test_predictions_have_the_words_of_their_benchmark(golden, tmp_path, name):
     write_predictions(str(path), name, task, examples, texts)
     lines = path.read_text(encoding="utf-8").splitlines()
     assert (lines if path.suffix == ".tsv" else [json.loads(line) for line in lines]) == rows
+
+
+def test_squad_s_answers_are_written_as_the_passage_has_them(golden, tmp_path):
+    write_files(golden, "squad", tmp_path)
+    task = TASKS["squad"]
+    (part,) = task.splits["test"]
+    examples = read_examples(task, str(tmp_path), part)
+    assert file_name("squad", part) == "squad.json"
+    predictions = [example["targets"] for example in examples]
+    predictions[-1] = "none  of it"
+    write_predictions(str(tmp_path / "squad.json"), "squad", task, examples, predictions)
+    found = json.loads((tmp_path / "squad.json").read_text(encoding="utf-8"))
+    assert list(found) == [example["id"] for example in examples] and list(found.values())[-1] == "none of it"
+    for example, answer in list(zip(examples, found.values(), strict=True))[:-1]:
+        assert answer in example["passage"] and answer.split() and "".join(answer.split()) == "".join(
+            example["targets"].split())
+    passage = "The U.S. Open-Air Museum\n(est. 1921) has $1.5m."
+    assert as_in_passage("U . S . Open - Air Museum ( est . 1921 )", passage) == "U.S. Open-Air Museum\n(est. 1921)"
+    assert as_in_passage(" $ 1 . 5m", passage) == "$1.5m" and as_in_passage("", passage) == ""
 
 
 ROWS = {  # task, file, its one row, what is said
