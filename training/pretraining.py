@@ -7,7 +7,7 @@ import torch
 
 from formats.errors import BadInput, MissingInput, warn
 from formats.files import load_tensors
-from training import corpus, loop, runs
+from training import corpus, kept, loop, runs
 
 
 def add_corpus_options(parser, what_is_kept):
@@ -18,6 +18,7 @@ def add_corpus_options(parser, what_is_kept):
     data.add_argument("--held_out", type=float, default=0.01, help="share of the text, its end, for evaluation")
     data.add_argument("--valid_text", nargs="+", metavar="FILE",
                       help="evaluate on this text, and train on all of --text; the vocabulary is learned from --text")
+    kept.add_keep_option(data)
     model = parser.add_argument_group("the model")
     model.add_argument("--model_dir", required=True, help="folder to write the model to")
     model.add_argument("--init_dir", help=f"folder of a model to start from; {what_is_kept}")
@@ -35,6 +36,7 @@ def check_corpus_options(args, names):
     Raises:
         MissingInput, BadInput: naming the file.
     """
+    kept.check_keep_option(args)
     corpus.find_files([*args.text, *(args.valid_text or [])])
     continues = args.resume and os.path.isfile(loop.paths(args)["checkpoint"])
     taken = [name for name in names if os.path.exists(os.path.join(args.model_dir, name))]
@@ -128,8 +130,10 @@ def train(args, model, optimizer, train_part, held_out, tower_loss, evaluate, wo
              "perplexity tells what the model remembers, not what it has learned")
     fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train_part.tobytes()))
     orders = loop.SeededOrders(args.seed, args.n_iter, len(train_part))
+    keep_at = kept.updates_to_keep(args.keep_at, loop.updates_per_epoch(len(train_part), args) * args.n_iter)
     loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint,
-               vocabulary=zlib.crc32(b"".join(vocabulary.values())), files=vocabulary)
+               vocabulary=zlib.crc32(b"".join(vocabulary.values())), files=vocabulary,
+               keep_at=keep_at)
     world.wait()  # the first process has written the best parameters
     model.load_state_dict(load_tensors(loop.paths(args)["best"], map_location=world.device))
 
