@@ -146,9 +146,9 @@ def test_repeated_sequences_are_counted_wherever_they_begin(chunk):
     want = sum(tuple(row) in windows for row in held_out.tolist())
     found = corpus.find_repeated(train_part, held_out, size=chunk)
     assert found.sum() == want == 4 and found[[1, 2, 4, 6]].all()
-    of_three = [corpus.find_repeated(train_part, held_out, rank, 3, chunk) for rank in range(3)]
-    np.testing.assert_array_equal(np.logical_or.reduce(of_three), found)
-    assert chunk > 50 or max(part.sum() for part in of_three) < 4  # each looks through a part of the text
+    of_four = [corpus.find_repeated(train_part, held_out, rank, 4, chunk) for rank in range(4)]
+    np.testing.assert_array_equal(np.logical_or.reduce(of_four), found)
+    assert chunk > 50 or max(part.sum() for part in of_four) < 4  # each looks through a part of the text
     assert not corpus.find_repeated(train_part[:0], held_out).any()
     held_out[1, 10] = (held_out[1, 10] + 1) % 9
     assert corpus.find_repeated(train_part, held_out, size=chunk).sum() == 3
