@@ -32,13 +32,14 @@ from formats.errors import BadInput, MissingInput, warn_once
 from formats.files import read_text, write_atomically
 from formats.gpt_files import read_pretrained
 from formats.hub import local_folder
+from formats.initial_values import filled
 from loss import word_loss
 from model_pytorch import ACT_FNS, LMModel, dotdict, load_openai_pretrained_model
 from t5_decoding import STOP_EVERY, evaluation_mode, require_sampling, sample, stopped
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config
 from text_utils import SentencePieceEncoder, TextEncoder
 from training import corpus, options
-from training.precision import for_evaluation
+from training.precision import dtype_of
 from utils import OneLineParser, require_ranges, run_script, select_device
 
 
@@ -56,8 +57,8 @@ def parse_args(argv):
     model.add_argument("--size", choices=tuple(T5_CONFIGS),
                        help="T5's size (default: what config.json in model_dir says)")
     options.add_device_option(model)
-    model.add_argument("--precision", choices=options.PRECISIONS, default="fp32",
-                       help="bf16: weights and matrix products in bfloat16")
+    model.add_argument("--precision", "--dtype", choices=options.PRECISIONS, default="fp32",
+                       help="bf16: weights and matrix products in bfloat16, in half of the memory")
     options.add_plain_option(model)
     text = p.add_argument_group("what is read")
     text.add_argument("--prompt", help="the text to start from; without it, prompts are read from standard input")
@@ -116,11 +117,13 @@ def check_args(args):
         raise BadInput(f"--out {args.out} is the file of the --prompts, which would be lost; give another name")
 
 
-def load_gpt(model_dir: str, n_head: int | None, afn: str | None, device: torch.device) -> tuple[LMModel, TextEncoder]:
+def load_gpt(model_dir: str, n_head: int | None, afn: str | None, device: torch.device,
+             dtype: torch.dtype | None = None) -> tuple[LMModel, TextEncoder]:
     """Return (LMModel in eval mode with all released positions, TextEncoder) of a folder of weights and vocabulary.
 
     Args:
         n_head, afn: for weights without a config.json, which do not tell; None: what config.json says.
+        dtype: of the parameters; None: float32.
     Raises:
         MissingInput, BadInput: see load_openai_pretrained_model; or vocabulary and weights do not belong together; or
             n_head is not known, or not that of config.json.
@@ -133,8 +136,13 @@ def load_gpt(model_dir: str, n_head: int | None, afn: str | None, device: torch.
         raise BadInput(f"{model_dir}: the vocabulary has {len(encoder)} pieces, the weights {n_vocab} tokens; "
                        "the two do not belong together")
     cfg = dotdict(n_embd=n_embd, n_head=n_head, n_layer=n_layer, afn=afn, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)
-    model = LMModel(cfg, vocab=n_vocab + n_ctx, n_ctx=n_ctx)
-    load_openai_pretrained_model(model, n_transfer=n_layer, n_embd=n_embd, path=model_dir, verbose=False)
+
+    def fill(model):
+        load_openai_pretrained_model(model, n_transfer=n_layer, n_embd=n_embd, path=model_dir, verbose=False,
+                                     released=released)
+        return []
+
+    model = filled(lambda: LMModel(cfg, vocab=n_vocab + n_ctx, n_ctx=n_ctx), fill, dtype)
     return model.to(device).eval(), encoder
 
 
@@ -374,9 +382,9 @@ def main(argv=None):
     lines = None if args.prompts is None else read_prompts(args.prompts)
     device = select_device(args.device)
     say_where_bf16_is_slow(device, args.precision)
-    args.model_dir = local_folder(args.model_dir)
+    args.model_dir, dtype = local_folder(args.model_dir), dtype_of(args.precision)
     if args.model == "gpt":
-        model, encoder = load_gpt(args.model_dir, args.n_head, args.afn, device)
+        model, encoder = load_gpt(args.model_dir, args.n_head, args.afn, device, dtype)
         respond_to = continue_prompts
     else:
         encoder = SentencePieceEncoder.from_folder(args.model_dir)
@@ -384,11 +392,9 @@ def main(argv=None):
         if encoder.n_tokens > config["enc_num_tokens"]:
             raise BadInput(f"{args.model_dir}: the vocabulary has {encoder.n_tokens} ids with the sentinels, but the "
                            f"model only {config['enc_num_tokens']}; the two do not belong together")
-        model = T5(**config)
-        load_t5_pretrained_model(model, args.model_dir)
-        model.to(device).eval()
+        model = filled(lambda: T5(**config), lambda model: load_t5_pretrained_model(model, args.model_dir)["fresh"],
+                       dtype).to(device).eval()
         respond_to = answer_prompts
-    model = for_evaluation(model, args.precision)
     if args.perplexity is not None:
         print_perplexity(args, model, encoder)
         return

@@ -33,7 +33,7 @@ from tasks.gpt_tasks import Task
 from tasks.own_data import COLUMNS, parse_columns, unlabelled
 from training import distributed, options
 from training.finetuned import Finetuned, load_finetuned
-from training.precision import for_evaluation
+from training.precision import dtype_of
 from utils import OneLineParser, require_ranges, run_script
 
 __all__ = ["predict"]
@@ -49,7 +49,8 @@ def parse_args(argv):
     p.add_argument("--columns", nargs="+", metavar="NAME=COLUMN", help="names of the columns where they are others, "
                    "such as text=sentence")
     p.add_argument("--n_batch", type=int, default=32, help="rows at a time")
-    p.add_argument("--precision", choices=options.PRECISIONS, default="fp32", help="bf16: products in bfloat16")
+    p.add_argument("--precision", "--dtype", choices=options.PRECISIONS, default="fp32",
+                   help="bf16: weights and matrix products in bfloat16, in half of the memory")
     options.add_device_option(p)
     options.add_plain_option(p)
     args = p.parse_args(argv)
@@ -85,10 +86,10 @@ def encoded(finetuned: Finetuned, source: Any, columns: dict | None = None, verb
 
 
 @torch.no_grad()
-def logits_of(finetuned: Finetuned, examples: Examples, n_batch: int = 32, precision: str = "fp32",
-              plain: bool = False, verbose: bool = True) -> torch.Tensor:
+def logits_of(finetuned: Finetuned, examples: Examples, n_batch: int = 32, plain: bool = False,
+              verbose: bool = True) -> torch.Tensor:
     """Return float32 [n, k], the task logits of examples, on the CPU."""
-    model = for_evaluation(finetuned.model, precision)
+    model = finetuned.model
     device = next(model.parameters()).device
     task_logits = model.task_logits if plain else lambda x: fast.gpt.task_logits(model, x)
     found = []
@@ -146,11 +147,11 @@ def main(argv: list | None = None) -> None:
     args = parse_args(argv)
     if args.out is not None and os.path.isdir(args.out):
         raise BadInput(f"--out is {args.out}, a folder; expected the name of a file")
-    finetuned = load_finetuned(os.path.join(args.save_dir, args.desc))
+    finetuned = load_finetuned(os.path.join(args.save_dir, args.desc), dtype_of(args.precision))
     columns = parse_columns(args.columns, finetuned.settings["task"]["transformation"])
     examples = encoded(finetuned, args.file, columns)
     finetuned.model.to(distributed.join(args.device).device)
-    write_table(table_of(finetuned, logits_of(finetuned, examples, args.n_batch, args.precision, args.plain)), args.out)
+    write_table(table_of(finetuned, logits_of(finetuned, examples, args.n_batch, args.plain)), args.out)
     if args.out is not None:
         print(f"wrote {args.out}: {len(examples):,} rows")
 

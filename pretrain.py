@@ -32,6 +32,7 @@ from formats.errors import BadInput, warn
 from formats.files import write_atomically, write_bytes
 from formats.gpt_files import read_pretrained
 from formats.hub import local_folder
+from formats.initial_values import filled
 from formats.words import english_tokenizer
 from loss import word_loss
 from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
@@ -238,17 +239,23 @@ def run(args, world, n_positions):
         n_positions = runs.n_positions(start, n_vocab)
         if args.n_ctx > n_positions:
             raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {n_positions}, the positions in {start.path}")
-    model = LMModel(args, n_vocab + n_positions, n_positions)
-    if args.init_from is not None:
-        runs.load(model, start, None, verbose=world.is_first)
-    elif args.init_dir is None:
+
+    def fill(model):
+        if args.init_from is not None:
+            runs.load(model, start, None, verbose=world.is_first)
+        elif args.init_dir is not None:
+            load_openai_pretrained_model(model, n_transfer=args.n_layer, n_embd=args.n_embd, path=args.init_dir,
+                                         verbose=world.is_first)
+        else:
+            return [name for name, _ in model.named_parameters()]
+        return []
+
+    model = filled(lambda: LMModel(args, n_vocab + n_positions, n_positions), fill)
+    if args.init_from is None and args.init_dir is None:
         with torch.no_grad():
             for p in model.parameters():
                 if p.ndim > 1:
                     p *= args.init_std / 0.02
-    else:
-        load_openai_pretrained_model(model, n_transfer=args.n_layer, n_embd=args.n_embd, path=args.init_dir,
-                                     verbose=world.is_first)
     model.to(world.device)
     optimizer = opt.OpenAIAdam(model.parameters(), lr=args.lr, schedule=args.lr_schedule,
                                warmup=args.n_warmup / n_updates_total, t_total=n_updates_total, b1=args.b1, b2=args.b2,

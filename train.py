@@ -31,8 +31,9 @@ from fast.memory import give_back_free_pages
 from formats.errors import BadInput
 from formats.gpt_files import WHERE_FROM, read_pretrained
 from formats.hub import local_folder
+from formats.initial_values import filled
 from loss import double_head_loss
-from model_pytorch import DoubleHeadModel, load_openai_pretrained_model
+from model_pytorch import DoubleHeadModel, load_openai_pretrained_model, tf_name
 from tasks.layout import SPECIAL, longest, transform_roc  # noqa: F401 (the original's name, here as it was there)
 from text_utils import TextEncoder
 from training import distributed, finetuned, finetuning, loop, options, runs, task_data
@@ -201,13 +202,19 @@ def run(args, world, n_vocab_pretrained):
         raise BadInput(f"--submit predicts the test split, but --dataset {args.dataset} has none here; "
                        + ("give --test_file" if args.dataset == task_data.OWN else "put its file into --data_dir"))
 
-    model = DoubleHeadModel(args, encoder.encoder["_classify_"], task.head, vocab=n_vocab + len(SPECIAL) + n_ctx,
-                            n_ctx=n_ctx)
-    load_openai_pretrained_model(model, n_ctx=n_ctx, n_special=len(SPECIAL),
-                                 n_transfer=args.n_transfer if args.init_from is None else -1, n_embd=args.n_embd,
-                                 path=args.model_dir, verbose=world.is_first and args.init_from is None)
-    if args.init_from is not None:
-        runs.load(model, start, vocabulary, verbose=world.is_first)
+    def fill(model):
+        report = load_openai_pretrained_model(model, n_ctx=n_ctx, n_special=len(SPECIAL),
+                                              n_transfer=args.n_transfer if args.init_from is None else -1,
+                                              n_embd=args.n_embd, path=args.model_dir,
+                                              verbose=world.is_first and args.init_from is None)
+        if args.init_from is not None:
+            runs.load(model, start, vocabulary, verbose=world.is_first)
+            return []
+        return [name for name, _ in model.named_parameters()
+                if tf_name(name.removeprefix("transformer.")) not in report["loaded"]]
+
+    model = filled(lambda: DoubleHeadModel(args, encoder.encoder["_classify_"], task.head,
+                                           vocab=n_vocab + len(SPECIAL) + n_ctx, n_ctx=n_ctx), fill)
     model.to(world.device)
     optimizer = make_optimizer(args, model, n_updates_total)
     loop.compile_blocks(args, model.transformer.h, dynamic=True)

@@ -11,9 +11,13 @@ import json
 import os
 from typing import Any, NamedTuple
 
+import torch
+
 from formats.errors import BadInput, MissingInput
 from formats.files import load_tensors
 from formats.gpt_vocabulary import OPENAI_FILES
+from formats.initial_values import filled
+from formats.mapped import load_state_dict
 from model_pytorch import ACT_FNS, DEFAULT_CONFIG, DoubleHeadModel
 from tasks.layout import SPECIAL
 from text_utils import TextEncoder
@@ -91,11 +95,12 @@ def read_settings(folder: str) -> dict:
     return settings
 
 
-def load_finetuned(folder: str) -> Finetuned:
+def load_finetuned(folder: str, dtype: torch.dtype | None = None) -> Finetuned:
     """Return the fine-tuned model in the folder of a run of train.py, with its encoder and the names of its classes.
 
     Args:
         folder: such as save/NAME. Nothing else is read.
+        dtype: of the parameters; torch.bfloat16 takes half of the memory. None: float32.
     Raises:
         MissingInput, BadInput: a file is not there or damaged, or they do not belong together.
     """
@@ -106,12 +111,18 @@ def load_finetuned(folder: str) -> Finetuned:
     path = os.path.join(folder, "best_params")
     if not os.path.isfile(path):
         raise MissingInput(f"{path}: not found; the run has not come to its first evaluation yet")
-    head = settings["task"]["head"]
+    head, n_ctx = settings["task"]["head"], settings["n_ctx"]
+
+    def build():
+        return DoubleHeadModel(DEFAULT_CONFIG | settings["sizes"], encoder.encoder[SPECIAL[-1]],
+                               head if isinstance(head, str) else tuple(head), len(encoder.encoder) + n_ctx, n_ctx)
+
+    def fill(model):
+        load_state_dict(model, load_tensors(path, mapped=True))
+        return []
+
     try:
-        model = DoubleHeadModel(DEFAULT_CONFIG | settings["sizes"], encoder.encoder[SPECIAL[-1]],
-                                head if isinstance(head, str) else tuple(head),
-                                vocab=len(encoder.encoder) + settings["n_ctx"], n_ctx=settings["n_ctx"])
-        model.load_state_dict(load_tensors(path))
+        model = filled(build, fill, dtype)
     except (RuntimeError, AttributeError, TypeError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split("\n")[1:2]).strip()[:150] or str(error)[:150]
         raise BadInput(f"{path}: does not fit {TASK_FILE} and the vocabulary beside it ({reason}); the files are of "

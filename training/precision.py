@@ -1,9 +1,10 @@
 """What --precision means: bfloat16 for the matrix products of training, and for all of an evaluation.
 
 Training runs under autocast: weights and optimizer stay float32. What reads the weights only (evaluation, prediction,
-decoding) runs a copy of the model whose weights are converted once: under autocast each product would look up its
-weight's conversion, and what lies between two products would go through memory in float32. Norms and softmax compute in
-float32 inside, as everywhere; losses and probabilities are taken in float32, of logits that bfloat16 rounds.
+decoding) runs a copy of the model whose weights are converted once, or a model that was loaded in bfloat16: under
+autocast each product would look up its weight's conversion, and what lies between two products would go through memory
+in float32. Norms and softmax compute in float32 inside, as everywhere; losses and probabilities are taken in float32,
+of logits that bfloat16 rounds.
 """
 
 import copy
@@ -15,6 +16,11 @@ import torch.nn as nn
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context in which a forward pass of training runs for --precision."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def dtype_of(precision: str) -> torch.dtype | None:
+    """Return the type of the weights of a model that is only read, as the `dtype` of what loads one."""
+    return torch.bfloat16 if precision == "bf16" else None
 
 
 def one_update(device: torch.device) -> torch.autocast:
