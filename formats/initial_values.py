@@ -37,6 +37,10 @@ class InitialValues(TorchDispatchMode):
         self._waiting = set()
         self._replaced = {}  # storage of a parameter: (it, the one of float32 that the steps write), see convert
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # else the first use imports torch's compiler: a second, and 70 MB
+
     def __enter__(self):
         self._thread = get_ident()
         nn.init.trunc_normal_ = self._truncated
