@@ -22,6 +22,7 @@ import torch
 import fast.gpt
 import fast.t5
 import t5_decoding
+from ablations.lstm import load_language_model
 from fast.blas import forced_library
 from fast.devices import without_cudnn_attention
 from fast.known import knows
@@ -33,13 +34,14 @@ from formats.files import read_text, write_atomically
 from formats.gpt_files import read_pretrained
 from formats.hub import local_folder
 from formats.initial_values import filled
+from formats.lstm_files import holds_lstm
 from loss import word_loss
 from model_pytorch import ACT_FNS, LMModel, dotdict, load_openai_pretrained_model
-from t5_decoding import STOP_EVERY, evaluation_mode, require_sampling, sample, stopped
+from t5_decoding import STOP_EVERY, evaluation_mode, require_sampling, sample, stopped, unwrapped
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config
 from text_utils import SentencePieceEncoder, TextEncoder
 from training import corpus, options
-from training.precision import dtype_of
+from training.precision import dtype_of, for_evaluation
 from utils import OneLineParser, require_ranges, run_script, select_device
 
 
@@ -122,19 +124,28 @@ def load_gpt(model_dir: str, n_head: int | None, afn: str | None, device: torch.
     """Return (LMModel in eval mode with all released positions, TextEncoder) of a folder of weights and vocabulary.
 
     Args:
+        model_dir: of a GPT, or of the LSTM of ablations/lstm.py.
         n_head, afn: for weights without a config.json, which do not tell; None: what config.json says.
-        dtype: of the parameters; None: float32.
+        dtype: of a GPT's parameters; None: float32, which an LSTM's always are.
     Raises:
         MissingInput, BadInput: see load_openai_pretrained_model; or vocabulary and weights do not belong together; or
             n_head is not known, or not that of config.json.
     """
-    released = read_pretrained(model_dir)
-    _, n_ctx, n_vocab, n_embd, n_layer = released[:5]
-    n_head, afn = options.settle_heads(n_head, afn, released, model_dir)
+    is_lstm = holds_lstm(model_dir)
+    model = load_language_model(model_dir) if is_lstm else _load_transformer(model_dir, n_head, afn, dtype)
     encoder = TextEncoder.from_folder(model_dir)
+    n_vocab = model.transformer.n_vocab - model.transformer.n_ctx
     if len(encoder) != n_vocab:
         raise BadInput(f"{model_dir}: the vocabulary has {len(encoder)} pieces, the weights {n_vocab} tokens; "
                        "the two do not belong together")
+    return model.to(device).eval(), encoder
+
+
+def _load_transformer(model_dir, n_head, afn, dtype):
+    """Return the LMModel of a folder of a GPT's weights; see load_gpt."""
+    released = read_pretrained(model_dir)
+    _, n_ctx, n_vocab, n_embd, n_layer = released[:5]
+    n_head, afn = options.settle_heads(n_head, afn, released, model_dir)
     cfg = dotdict(n_embd=n_embd, n_head=n_head, n_layer=n_layer, afn=afn, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)
 
     def fill(model):
@@ -142,8 +153,7 @@ def load_gpt(model_dir: str, n_head: int | None, afn: str | None, device: torch.
                                      released=released)
         return []
 
-    model = filled(lambda: LMModel(cfg, vocab=n_vocab + n_ctx, n_ctx=n_ctx), fill, dtype)
-    return model.to(device).eval(), encoder
+    return filled(lambda: LMModel(cfg, vocab=n_vocab + n_ctx, n_ctx=n_ctx), fill, dtype)
 
 
 def with_positions(ids: torch.Tensor, first: int, n_vocab: int) -> torch.Tensor:
@@ -158,7 +168,7 @@ def generate_gpt(model: LMModel, ids: torch.Tensor, n_tokens: int, temperature: 
     """Continue each row of ids by n_tokens. Nothing is dropped, whatever the model's mode.
 
     Args:
-        model: an LMModel. ids: int64 [b, t], t at least 1.
+        model: an LMModel, or one in a wrapper, see t5_decoding.unwrapped. ids: int64 [b, t], t at least 1.
         temperature, top_k, top_p, generator: see t5_decoding.sample.
         cached: False runs the plain text over the whole past at every token.
         stop: function of a row's new ids (a list) returning whether it needs no more; see t5_decoding.generate. The
@@ -169,6 +179,7 @@ def generate_gpt(model: LMModel, ids: torch.Tensor, n_tokens: int, temperature: 
         BadInput: an argument out of range, or rows without ids.
     """
     require_sampling(temperature, top_k, top_p)
+    model = unwrapped(model)
     if not len(ids):
         return ids.new_zeros(0, n_tokens)
     if not ids.size(1):
@@ -395,6 +406,7 @@ def main(argv=None):
         model = filled(lambda: T5(**config), lambda model: load_t5_pretrained_model(model, args.model_dir)["fresh"],
                        dtype).to(device).eval()
         respond_to = answer_prompts
+    model = for_evaluation(model, args.precision)
     if args.perplexity is not None:
         print_perplexity(args, model, encoder)
         return

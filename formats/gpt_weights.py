@@ -71,6 +71,7 @@ def load_openai_pretrained_model(model: nn.Module, n_ctx: int = -1, n_special: i
         weights, positions, n_vocab, width, layers = released[:5]
         left_out = released.left_out
         if n_transfer > 0:
+            _require_blocks(model)
             _require_heads(model, released, path)
         n_ctx = positions if n_ctx < 0 else n_ctx
         if n_transfer > layers:
@@ -116,6 +117,14 @@ def _require_heads(model, released, path):
         raise BadInput(f"afn is {afn}, but the model in {path} has {released.afn}; give afn {released.afn}")
 
 
+def _require_blocks(model):
+    """Refuse a TransformerModel with something else in the place of its blocks, such as the ablations' LSTM."""
+    other = next((block for block in model.h if not hasattr(block, "attn")), None)
+    if other is not None:
+        raise BadInput(f"the model has a {type(other).__name__} in the place of its blocks, for which the format has "
+                       "no names; ablations/lstm.py reads and writes an LSTM")
+
+
 def _config_of(model, n_vocab, **others):
     """Return what config.json says of a TransformerModel whose first n_vocab rows of `we` are tokens."""
     attn, mlp = model.h[0].attn, model.h[0].mlp
@@ -142,6 +151,7 @@ def export_openai_model(model: nn.Module, path: str, n_special: int = 0) -> None
         BadInput: the folder cannot be written.
     """
     model = getattr(model, "transformer", model)
+    _require_blocks(model)
     we = model.embed.weight
     n_vocab = len(we) - model.n_ctx - n_special
     parameters = dict(model.named_parameters())
@@ -166,6 +176,7 @@ def export_hub_model(model: nn.Module, path: str, encoder: Any) -> None:
         BadInput: encoder and model do not belong together, or the folder cannot be written.
     """
     transformer, task_head = getattr(model, "transformer", model), getattr(model, "task_head", None)
+    _require_blocks(transformer)
     we, parameters = transformer.embed.weight, dict(transformer.named_parameters())
     n_vocab = len(we) - transformer.n_ctx
     if sorted(encoder.encoder.values()) != list(range(n_vocab)):

@@ -81,14 +81,14 @@ class InitialValues(TorchDispatchMode):
         """Give a model parameters of a type, tied as before. What waits is not written, what does not is converted."""
         made = {}
         for module in model.modules():
-            for name, old in module._parameters.items():
+            for name, old in list(module._parameters.items()):
                 if old is None:
                     continue
                 if old not in made:
                     new = torch.empty_like(old, dtype=dtype) if self.waits(old) else old.detach().to(dtype)
                     made[old] = nn.Parameter(new, old.requires_grad)
                     self._replaced[_storage(new)] = made[old], old
-                module._parameters[name] = made[old]
+                setattr(module, name, made[old])  # an LSTM keeps a list of them besides
 
     @torch.no_grad()
     def draw(self, tensors: Iterable[torch.Tensor]) -> None:

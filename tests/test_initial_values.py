@@ -7,8 +7,9 @@ import torch
 from small_gpt import HEADS
 from torch import nn
 
+from ablations.lstm import make_model
 from formats.initial_values import InitialValues, filled
-from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel
+from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict
 from t5_pytorch import T5
 
 GPT = DEFAULT_CONFIG | dict(n_embd=36, n_head=3, n_layer=2)
@@ -16,6 +17,8 @@ T5_SIZE = dict(dim=20, d_ff=29, enc_num_tokens=53, dec_num_tokens=53, enc_depth=
 BUILDS = {"gpt": lambda: LMModel(GPT, 123, 23), "v1.0": lambda: T5(**T5_SIZE),
           "v1.1": lambda: T5(**T5_SIZE, feed_forward="gated-gelu", tie_logits=False)}
 BUILDS |= {f"gpt, {head}": lambda head=head: DoubleHeadModel(GPT, 99, head, 123, 23) for head in HEADS}
+LSTM = dict(GPT, architecture="lstm", n_unit=19)
+BUILDS["lstm"] = lambda: make_model(LMModel, dotdict(LSTM), 123, 23)
 PARTS = {"all": lambda name: True, "a head": lambda name: name.startswith(("task_head", "decoder.logits")),
          "the last": lambda name: name.startswith(("transformer.h.1", "decoder")), "a few": lambda name: "1" in name}
 
@@ -57,7 +60,10 @@ def test_in_a_type_the_model_stays_tied_and_fresh_values_are_rounded(kind):
     assert found.keys() == always.keys()
     assert all(p.dtype == torch.bfloat16 and p.requires_grad and torch.equal(p, always[name])
                for name, p in found.items())
-    if kind.startswith("gpt"):
+    if kind == "lstm":
+        lstm = model.transformer.h[0].lstm
+        assert all(p is q for p, q in zip(lstm.parameters(), lstm._flat_weights, strict=True))
+    if not kind.startswith("v1"):
         assert model.lm_head.decoder.weight is model.transformer.embed.weight
 
 

@@ -24,7 +24,7 @@ from tasks import t5_metrics
 from tasks.t5_tasks import TASKS, read_examples
 from tasks.text_pairs import METRICS, read_pairs
 from text_utils import SentencePieceEncoder
-from training import distributed, text_to_text
+from training import answering, choosing, distributed, text_to_text
 from training.mixing import MixedOrders, PackedOrders, epoch_length, packed, proportions
 from utils import Stopped, read_log, run_script
 
@@ -202,7 +202,7 @@ def test_the_cloze_task_shows_its_stories(tmp_path, capsys):
                    "test"])
     (line,) = capsys.readouterr().out.splitlines()
     shown = json.loads(line)
-    assert shown["task"] == "rocstories" and shown["target"] in train_t5.TARGETS
+    assert shown["task"] == "rocstories" and shown["target"] in choosing.TARGETS
     assert re.fullmatch("rocstories choice1: .* choice2: .* sentence: .*", shown["input"])
 
 
@@ -327,7 +327,7 @@ def test_every_metric_of_own_data_works():
 
 def test_signs_the_vocabulary_lacks_are_counted_and_named(setup, capfd):
     encoder = SentencePieceEncoder.from_folder(str(setup.folder / "t5"))
-    assert text_to_text.unknown_signs(encoder, ["glad {", "low {~", "new"]) == (2, ["{", "~"])
+    assert answering.unknown_signs(encoder, ["glad {", "low {~", "new"]) == (2, ["{", "~"])
     with open(setup.folder / "train.tsv", "a", encoding="utf-8") as f:
         f.write("kind: {glad}\tgood\n")
     train_t5.main(setup(n_iter=1))
@@ -347,7 +347,7 @@ BAD = {
     "twice": (dict(dataset="glue,cola"), "cola is there 2 times"),
     "no train file": (dict(train_file=None), "needs --train_file"),
     "own option": (dict(dataset="cola", metric=["bleu"]), "--metric: goes with --dataset own"),
-    "of no use": (dict(dataset="rocstories", n_updates=3), "--n_updates, --decode_length: of no use"),
+    "of no use": (dict(dataset="rocstories", n_target=3), "--decode_length, --n_target: of no use"),
     "select": (dict(select="cola"), "--select is 'cola'"),
     "eval_every": (dict(eval_every=0), "--eval_every is 0"),
     "temperature": (dict(mixing_temperature=0), "--mixing_temperature is 0"),

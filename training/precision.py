@@ -36,9 +36,10 @@ def one_update(device: torch.device) -> torch.autocast:
 def for_evaluation(model: nn.Module, precision: str) -> nn.Module:
     """Return what evaluates a model in --precision: the model itself in fp32, in bf16 a copy with weights in bfloat16.
 
-    The model stays as it is, and the copy shares no memory with it. What the model ties stays tied.
+    What was loaded in bfloat16, see dtype_of, is not copied. Else the model stays as it is, and the copy shares no
+    memory with it. What the model ties stays tied.
     """
-    if precision != "bf16":
+    if precision != "bf16" or all(p.dtype == torch.bfloat16 for p in model.parameters()):
         return model
     short = {id(p): nn.Parameter(p.detach().to(torch.bfloat16), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, short)  # which takes these for the parameters
