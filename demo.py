@@ -9,6 +9,7 @@ Calls toy.stories, pretrain.py, train.py, generate.py and analysis.py as anybody
 command. Everything is written under --out; what is there already from the same settings is used again.
 """
 
+import itertools
 import os
 import shlex
 import statistics
@@ -18,14 +19,13 @@ import time
 import numpy as np
 
 import analysis
-import datasets
 import generate
 import pretrain
 import pretrain_t5
 import train
 import train_t5
 from formats.errors import BadInput, warn
-from tasks import metrics
+from tasks import metrics, story_cloze
 from toy import stories
 from utils import OneLineParser, reached_epoch, require_ranges, run_script
 
@@ -70,10 +70,10 @@ def command_line(options):
 
 
 def call(script, words):
-    """Print a script's command and run it."""
+    """Print a script's command and run it; return what it returns."""
     name = f"-m {script.__name__}" if "." in script.__name__ else f"{script.__name__}.py"
     print(f"\n$ python {name} {shlex.join(words)}", flush=True)
-    script.main(words)
+    return script.main(words)
 
 
 def finished(script, words, submission):
@@ -109,13 +109,13 @@ def fine_tune(script, folder, desc, options):
         print(f"\n{desc}: already there")
     else:
         call(script, words)
-    labels = datasets._rocstories(os.path.join(data_dir, datasets.TEST_FILE))[3]
+    labels = story_cloze._rocstories(os.path.join(data_dir, story_cloze.TEST_FILE))[3]
     return log, np.array(analysis.read_submission(file)) == labels
 
 
 def show_sample(folder, model_dir):
     """Let the pre-trained GPT continue the beginning of a story nobody has shown it."""
-    test, _, _, _ = datasets._rocstories(os.path.join(folder, "data", datasets.TEST_FILE))
+    test, _, _, _ = story_cloze._rocstories(os.path.join(folder, "data", story_cloze.TEST_FILE))
     beginning = ".".join(test[0].split(".")[:2]) + "."
     call(generate, ["--model_dir", model_dir, "--n_head", str(GPT["n_head"]), "--n_tokens", "30",
                     "--temperature", "0.5", "--prompt", beginning])
@@ -182,17 +182,18 @@ def main(argv=None):
                 failures.append(f"{desc}: {error}")
                 warn(f"{failures[-1]}; the others go on")
                 continue
-            logs.setdefault(variant, log)
+            logs.setdefault(variant, []).append(log)
     if failures and not all(right.values()):
         raise BadInput(failures[0])
     if args.full:
-        layers = [logs["from scratch"], logs["pre-trained"]]
-        for n in range(GPT["n_layer"]):
-            desc = f"{kind}-{n}-layers-{args.seed}"
-            layers.append(fine_tune(script, folder, desc, settings | {"n_transfer": n, "seed": args.seed})[0])
+        layers = [*logs["from scratch"], *logs["pre-trained"]]
+        for n, seed in itertools.product(range(GPT["n_layer"]), range(args.seed, args.seed + args.seeds)):
+            desc = f"{kind}-{n}-layers-{seed}"
+            layers.append(fine_tune(script, folder, desc, settings | {"n_transfer": n, "seed": seed})[0])
         analysis.draw_layers(layers, os.path.join(folder, "layers.png"))
     curves = os.path.join(folder, "curves-t5.png" if args.t5 else "curves.png")
-    analysis.draw_curves(list(logs.values()), curves, list(logs))
+    analysis.draw_curves([log for of_variant in logs.values() for log in of_variant], curves,
+                         [variant for variant, of_variant in logs.items() for _ in of_variant])
 
     print_table(right)
     if args.t5:

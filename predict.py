@@ -34,7 +34,6 @@ import torch
 import explore
 import fast.gpt
 import fast.t5
-from datasets import ENDINGS, SENTENCES
 from fast.devices import without_cudnn_attention
 from fast.known import knows
 from formats import progress
@@ -50,6 +49,7 @@ from tasks.fitting import fit
 from tasks.glue_files import Split
 from tasks.gpt_tasks import Task
 from tasks.own_data import COLUMNS, parse_columns, unlabelled
+from tasks.story_cloze import ENDINGS, SENTENCES
 from tasks.text_pairs import KINDS, read_inputs
 from training import answering, distributed, options
 from training.finetuned import Finetuned, load_finetuned, load_released_t5

@@ -206,7 +206,7 @@ def run(args, world):
         export_t5_model(model, folder)
     if args.analysis and world.is_first:
         if text_to_text.is_task(args):
-            text_to_text.report(args)
+            text_to_text.report(args, args.model or text_to_text.released_size(model))
         elif args.dataset != "rocstories":
             choosing.report(args, outcome)
         else:

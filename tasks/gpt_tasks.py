@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-import datasets
 from formats.errors import warn_once
-from tasks import glue_files, nli_files, race_files
+from tasks import glue_files, nli_files, race_files, story_cloze
 from tasks.glue_files import Split
 
 __all__ = ["GPT_TASKS", "OTHER_SIZES", "Task", "check_sizes", "read_rocstories"]
@@ -68,22 +67,22 @@ class Task(NamedTuple):
 
 
 def read_rocstories(data_dir: str, split: str, n_valid: int = 374) -> Split:
-    """Read a split of the Story Cloze Test, see datasets.rocstories; labels '1' and '2'.
+    """Read a split of the Story Cloze Test, see story_cloze.rocstories; labels '1' and '2'.
 
     Args:
         data_dir: the folder of its two files. split: 'train', 'valid' or 'test'.
         n_valid: stories of the validation file that are split off for validation.
     """
-    splits = dict(zip(("train", "valid", "test"), datasets.rocstories(data_dir, n_valid=n_valid), strict=True))
+    splits = dict(zip(("train", "valid", "test"), story_cloze.rocstories(data_dir, n_valid=n_valid), strict=True))
     *texts, labels = splits[split]
-    path = os.path.join(data_dir, datasets.TEST_FILE if split == "test" else datasets.VALID_FILE)
+    path = os.path.join(data_dir, story_cloze.TEST_FILE if split == "test" else story_cloze.VALID_FILE)
     return Split(path, dict(zip(("story", "ending1", "ending2"), texts, strict=True)),
                  [str(label + 1) for label in labels], np.arange(len(labels)))
 
 
 def rocstories_files(data_dir: str) -> dict[str, list[str]]:
     """Return {split: the file that holds it} of the Story Cloze Test."""
-    valid, test = (os.path.join(data_dir, name) for name in (datasets.VALID_FILE, datasets.TEST_FILE))
+    valid, test = (os.path.join(data_dir, name) for name in (story_cloze.VALID_FILE, story_cloze.TEST_FILE))
     return {"train": [valid], "valid": [valid], "test": [test]}
 
 

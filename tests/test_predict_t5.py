@@ -1,5 +1,6 @@
 """predict.py for a T5: answers, their log-probabilities, vectors; from a run's folder alone and from a released one."""
 
+import random
 import shutil
 
 import numpy as np
@@ -24,7 +25,10 @@ from utils import run_script
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return learn_vocabulary([" ".join(row) for row in pairs(200)] + ["new one old two context question"] * 9, 44)
+    draw = random.Random(5)
+    words = "answer context question entailment acceptable premise hypothesis".split()
+    return learn_vocabulary([" ".join(row) for row in pairs(200)]
+                            + [" ".join(draw.sample(words, 4)) for _ in range(60)], 34)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +44,13 @@ def run(tmp_path_factory, vocabulary):
     train_t5.main(argv(folder, dict(
         desc="mine", dataset="own", train_file=folder / "train.tsv", valid_file=folder / "valid.tsv",
         test_file=folder / "test.tsv", submit=True, submission_dir=folder / "submission", model_dir=folder / "t5",
-        from_scratch=True, n_batch=4, n_gpu=2, n_iter=3, lr=0.02, dropout=0, decode_length=6, n_ctx=9, **SIZES)))
+        from_scratch=True, n_batch=4, n_gpu=2, n_iter=3, lr=0.02, dropout=0, decode_length=6, n_ctx=20, **SIZES)))
     return folder
 
 
 def line(run, **changes):
     settings = dict(desc="mine", file=run / "inputs.txt", save_dir=run / "save", device="cpu", n_batch=4) | changes
-    return [word for name, value in settings.items() if value not in (None, False)
+    return [word for name, value in settings.items() if value is not None and value is not False
             for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
 
 
@@ -76,10 +80,10 @@ def test_inputs_are_answered_as_submit_does_from_the_run_s_folder_alone(run, tmp
 def test_scores_are_log_probabilities_of_the_answers_in_order(run, capsys, beams, plain):
     lines = [line.split("\t") for line in answered(run, capsys, beams=beams, scores=True, plain=plain)]
     model, encoder, _, settings = explore.load_finetuned(str(run / "save" / "mine"))
-    assert settings["n_ctx"] == 9 and settings["decode_length"] == 6
+    assert settings["n_ctx"] == 20 and settings["decode_length"] == 6
     values = set()
     for (value, text), (source, _) in zip(lines, pairs(9, seed=9), strict=True):
-        src = torch.tensor([[*encoder.encode([source], verbose=False)[0][:8], EOS]])
+        src = torch.tensor([[*encoder.encode([source], verbose=False)[0][:19], EOS]])
         if beams > 1:
             ids, score = t5_decoding.beam_search(model, src, None, 6, beams, return_scores=True)
             n = (ids[0].tolist() + [EOS]).index(EOS) + 1 if EOS in ids[0] else ids.shape[1]
@@ -136,9 +140,12 @@ def test_vectors_are_means_of_the_encoder_s_last_states(run, tmp_path, capsys, p
     assert vectors.shape == (9, 18) and vectors.dtype == np.float32
     model, encoder, _, _ = explore.load_finetuned(str(run / "save" / "mine"))
     texts = [row[0] for row in pairs(9, seed=9)]
-    cut = [encoder.decode(encoder.encode([text], verbose=False)[0][:8]) for text in texts]
-    want = explore.sentence_vectors(model, encoder, cut)
-    assert near(torch.from_numpy(vectors), want, 1e-5)
+    rows = [[*ids[:19], EOS] for ids in encoder.encode(texts, verbose=False)]
+    want = [explore.means(explore.hidden_states(model, explore.batch_of_ids(model, [ids])).encoder[-1],
+                          torch.ones(1, len(ids), dtype=torch.bool))[0] for ids in rows]
+    assert near(torch.from_numpy(vectors), torch.stack(want), 1e-5) and len({len(ids) for ids in rows}) > 2
+    found = torch.from_numpy(predict.vectors_of(explore.load_finetuned(str(run / "save" / "mine")), ["low", "new"]))
+    assert near(found, explore.sentence_vectors(model, encoder, ["low", "new"]), 1e-5)
 
 
 @pytest.mark.parametrize("plain", [False, True])

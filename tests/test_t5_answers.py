@@ -3,12 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from small_gpt import small_lm
 from small_t5 import VERSIONS, near, odd_batch, small_model
 
 import loss
 import t5_decoding
 from fast import t5 as fast_t5
 from fast import t5_answers
+from generate import generate_gpt
 from t5_pytorch import EOS, PAD, START
 
 LENGTH = 23
@@ -96,6 +98,28 @@ def test_a_model_that_is_not_ours_runs_the_plain_text(kept, capsys):
     handle.remove()
     assert len(kept) == n and all(same(a, b) for a, b in zip(found, want, strict=True))
     assert t5_answers.generate(model, src[:0], None, 6).shape[0] == 0
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """A group of this process alone."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_wrapped_model_decodes_as_the_one_inside(process_group):
+    model, src, gpt = model_that_ends("t5_v1_0"), sources(), small_lm()
+    prompt = torch.randint(1, 20, (2, 5), generator=torch.Generator().manual_seed(2))
+    wrapped = (torch.nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel, torch.nn.DataParallel,
+               lambda inner: torch.optim.swa_utils.AveragedModel(torch.nn.DataParallel(inner)))
+    for wrap in wrapped:
+        for decoding in (t5_decoding, fast_t5, t5_answers):
+            for decode in (decoding.generate, decoding.beam_search):
+                assert same(decode(wrap(model), src, src != PAD, 6), decode(model, src, src != PAD, 6))
+        for cached in (True, False):
+            assert torch.equal(generate_gpt(wrap(gpt), prompt, 7, cached=cached), generate_gpt(gpt, prompt, 7))
 
 
 def test_answers_may_take_part_in_a_loss():

@@ -6,8 +6,6 @@
     config.json, model.safetensors, spiece.model    of a T5, as in the folder of a released one, when the run has ended
 
 A GPT's task.json has the task, its classes and the sizes of the model; a T5's has how inputs are read and answered.
-
-It needs nothing of our datasets.py, so that a notebook with a library of that name can load a model.
 """
 
 import json

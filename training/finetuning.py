@@ -7,23 +7,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import datasets
 from formats import progress
 from formats.errors import BadInput
 from formats.files import load_tensors, write_atomically
 from loss import mean_task_loss, task_losses
-from tasks import metrics, scores, submissions
+from tasks import metrics, scores, story_cloze, submissions
 from training import loop
 from utils import read_log
 
 # of train_t5.py, as train.py has all of gpt_tasks.GPT_TASKS:
 # name -> (reader of data_dir, name of the submission file); analysis.REPORTS has a report on each
-DATASETS = {"rocstories": (datasets.rocstories, "ROCStories.tsv")}
+DATASETS = {"rocstories": (story_cloze.rocstories, "ROCStories.tsv")}
 
 
 def add_submission_options(data):
     """Add what is done with the predictions to a group of options."""
-    data.add_argument("--submission_dir", default="submission/", help="folder for the predictions on the test file")
+    data.add_argument("--submission_dir", default="submission/", help="folder for the predictions on the test "
+                      "file; a folder of its own for each run, as the names of the files are fixed")
     data.add_argument("--submit", action="store_true", help="predict the test file with the best parameters")
     data.add_argument("--analysis", action="store_true", help="print the accuracies (needs --submit)")
 
