@@ -32,6 +32,7 @@ from formats import progress, streams
 from formats.errors import BadInput, MissingInput, warn_once
 from formats.files import read_text, write_atomically
 from formats.gpt_files import read_pretrained
+from formats.gpt_weights import not_loaded
 from formats.hub import local_folder
 from formats.initial_values import filled
 from formats.lstm_files import holds_lstm
@@ -149,9 +150,8 @@ def _load_transformer(model_dir, n_head, afn, dtype):
     cfg = dotdict(n_embd=n_embd, n_head=n_head, n_layer=n_layer, afn=afn, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)
 
     def fill(model):
-        load_openai_pretrained_model(model, n_transfer=n_layer, n_embd=n_embd, path=model_dir, verbose=False,
-                                     released=released)
-        return []
+        return not_loaded(model, load_openai_pretrained_model(model, n_transfer=n_layer, n_embd=n_embd, path=model_dir,
+                                                              verbose=False, released=released))
 
     return filled(lambda: LMModel(cfg, vocab=n_vocab + n_ctx, n_ctx=n_ctx), fill, dtype)
 

@@ -25,6 +25,7 @@ from formats.gpt_weights import (  # noqa: F401 (offered from here too)
     export_hub_model,
     export_openai_model,
     load_openai_pretrained_model,
+    not_loaded,
     tf_name,
 )
 from formats.hub import local_folder
@@ -645,12 +646,13 @@ def _released_and_settings(path):
 
 def _fill(model, released, path, n_special=0):
     """Copy a Released model into an LMModel or DoubleHeadModel; return the names of what it does not have."""
-    load_openai_pretrained_model(model, n_special=n_special, n_transfer=released.n_layer, n_embd=released.n_embd,
-                                 path=path, verbose=False, released=released)
+    report = load_openai_pretrained_model(model, n_special=n_special, n_transfer=released.n_layer,
+                                          n_embd=released.n_embd, path=path, verbose=False, released=released)
+    names = not_loaded(model, report)
     if released.choice_head and isinstance(getattr(model, "task_head", None), MultipleChoiceHead):
         model.task_head.linear.load_state_dict(released.choice_head)
-        return []
-    return [name for name, _ in model.named_parameters() if not name.startswith("transformer.")]
+        names = [name for name in names if not name.startswith("task_head.linear.")]
+    return names
 
 
 def _warn_of_left_out(path, names):

@@ -32,11 +32,12 @@ from fast.devices import moved_to
 from fast.memory import give_back_free_pages
 from formats.errors import BadInput
 from formats.gpt_files import WHERE_FROM, read_pretrained
+from formats.gpt_weights import not_loaded
 from formats.hub import local_folder
 from formats.initial_values import filled
 from formats.lstm_files import read_lstm
 from loss import double_head_loss
-from model_pytorch import DoubleHeadModel, load_openai_pretrained_model, tf_name
+from model_pytorch import DoubleHeadModel, load_openai_pretrained_model
 from tasks.layout import SPECIAL, longest, transform_roc  # noqa: F401 (the original's name, here as it was there)
 from text_utils import TextEncoder
 from training import distributed, finetuned, finetuning, loop, options, runs, task_data
@@ -222,8 +223,7 @@ def run(args, world, n_vocab_pretrained):
         if args.init_from is not None:
             runs.load(model, start, vocabulary, verbose=world.is_first)
             return []
-        return [name for name, _ in model.named_parameters()
-                if tf_name(name.removeprefix("transformer.")) not in report["loaded"]]
+        return not_loaded(model, report)
 
     model = filled(lambda: make_model(DoubleHeadModel, args, encoder.encoder["_classify_"], task.head,
                                       vocab=n_vocab + len(SPECIAL) + n_ctx, n_ctx=n_ctx), fill)

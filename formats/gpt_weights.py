@@ -24,7 +24,7 @@ from formats.gpt_files import (
 from formats.mapped import copy_into
 from formats.tensor_files import Report
 
-__all__ = ["export_hub_model", "export_openai_model", "load_openai_pretrained_model", "tf_name"]
+__all__ = ["export_hub_model", "export_openai_model", "load_openai_pretrained_model", "not_loaded", "tf_name"]
 
 
 def tf_name(name: str) -> str:
@@ -90,7 +90,8 @@ def load_openai_pretrained_model(model: nn.Module, n_ctx: int = -1, n_special: i
         we = parameters["embed.weight"]
         pairs = [(we[:n_vocab], weights.pop("tokens")), (we[n_vocab:rows - n_ctx], torch.from_numpy(special)),
                  (we[rows - n_ctx:], weights.pop("positions")[:n_ctx])]
-        loaded = [name for name in parameters if name.startswith("h.") and int(name.split(".")[1]) < n_transfer]
+        loaded = [name for name in parameters  # but for those that someone added to a block
+                  if name.startswith("h.") and int(name.split(".")[1]) < n_transfer and name in weights]
         pairs += [(parameters[name], weights.pop(name)) for name in loaded]
         weights.clear()
         copy_into(pairs)
@@ -104,6 +105,12 @@ def load_openai_pretrained_model(model: nn.Module, n_ctx: int = -1, n_special: i
               + (f"; left out: {', '.join(left_out)[:300]}" if left_out else ""))
     return Report(loaded=[tf_name(name) for name in loaded], fresh=[tf_name(name) for name in fresh],
                   left_out=list(left_out))
+
+
+def not_loaded(model: nn.Module, report: Report) -> list[str]:
+    """Return the names of a model's parameters that load_openai_pretrained_model did not write, by what it returned."""
+    loaded = set(report["loaded"])
+    return [name for name, _ in model.named_parameters() if tf_name(name.removeprefix("transformer.")) not in loaded]
 
 
 def _require_heads(model, released, path):

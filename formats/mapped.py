@@ -7,6 +7,7 @@ Where the system is not Linux, or does not tell what is mapped, nothing is given
 
 import bisect
 import ctypes
+import mmap
 import re
 import sys
 
@@ -15,7 +16,7 @@ import torch
 
 __all__ = ["MappedFiles", "Pieces", "copy_into", "load_state_dict"]
 
-PAGE = 4096  # bytes; where pages are larger, the system refuses what is no multiple of them
+PAGE = mmap.PAGESIZE
 CHUNK = 1 << 20  # values that are copied at a time
 LARGE = 1 << 22  # bytes from which on memory is asked for in large pages
 DONTNEED, HUGEPAGE = 4, 14  # of linux/mman.h

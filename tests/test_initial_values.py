@@ -4,13 +4,14 @@ import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_gpt import HEADS
 from torch import nn
 
 from ablations.lstm import make_model
 from formats.initial_values import InitialValues, filled
-from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict
-from t5_pytorch import T5
+from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict, export_openai_model
+from t5_pytorch import T5, export_t5_model
 
 GPT = DEFAULT_CONFIG | dict(n_embd=36, n_head=3, n_layer=2)
 T5_SIZE = dict(dim=20, d_ff=29, enc_num_tokens=53, dec_num_tokens=53, enc_depth=2, dec_depth=3)
@@ -65,6 +66,42 @@ def test_in_a_type_the_model_stays_tied_and_fresh_values_are_rounded(kind):
         assert all(p is q for p, q in zip(lstm.parameters(), lstm._flat_weights, strict=True))
     if not kind.startswith("v1"):
         assert model.lm_head.decoder.weight is model.transformer.embed.weight
+
+
+class WithAdapter(DoubleHeadModel):
+    """With a parameter of its own among those of the transformer."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.transformer.h[1].adapter = nn.Linear(36, 5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_and_parameters_of_ones_own_beside_loaded_weights_are_what_they_always_were(tmp_path, head):
+    export_openai_model(LMModel(GPT, 123, 23), str(tmp_path))
+    torch.manual_seed(8)
+    always = dict(WithAdapter(GPT, 102, head, 126, 23).named_parameters())
+    for dtype in (None, torch.bfloat16):
+        torch.manual_seed(8)
+        model = WithAdapter.from_pretrained(tmp_path, head, dtype=dtype)
+        names = [name for name, _ in model.named_parameters() if "task_head" in name or "adapter" in name]
+        assert len(names) == 4
+        for name in names:
+            assert torch.equal(dict(model.named_parameters())[name], always[name].to(dtype or torch.float32)), name
+
+
+def test_the_decoder_beside_a_loaded_encoder_is_what_it_always_was(tmp_path):
+    export_t5_model(T5(**T5_SIZE), tmp_path)
+    tensors = {name: tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()
+               if not name.startswith("decoder.")}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    torch.manual_seed(8)
+    always = T5(**T5_SIZE)
+    torch.manual_seed(8)
+    model = T5.from_pretrained(tmp_path)
+    for p, q in zip(model.decoder.parameters(), always.decoder.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert torch.equal(model.shared.weight, tensors["shared.weight"])
 
 
 def test_values_that_are_read_while_the_model_is_built_are_right():
