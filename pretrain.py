@@ -36,6 +36,7 @@ from formats.errors import BadInput, warn
 from formats.files import write_atomically, write_bytes
 from formats.gpt_files import read_pretrained
 from formats.hub import local_folder
+from formats.initial_values import filled
 from formats.lstm_files import FILE as LSTM_FILE
 from formats.lstm_files import read_lstm
 from formats.words import english_tokenizer
@@ -283,19 +284,25 @@ def run(args, world, n_positions):
         if args.n_ctx > n_positions:
             raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {n_positions}, the positions in {start.path}")
     is_lstm = args.architecture == "lstm"
-    model = make_model(LMModel, args, n_vocab + n_positions, n_positions)
-    if args.init_from is not None:
-        runs.load(model, start, None, verbose=world.is_first)
-    elif args.init_dir is None:
+
+    def fill(model):
+        if args.init_from is not None:
+            runs.load(model, start, None, verbose=world.is_first)
+        elif args.init_dir is None:
+            return [name for name, _ in model.named_parameters()]
+        elif is_lstm:
+            load_pretrained_lstm(model, args.init_dir, verbose=world.is_first)
+        else:
+            load_openai_pretrained_model(model, n_transfer=args.n_layer, n_embd=args.n_embd, path=args.init_dir,
+                                         verbose=world.is_first)
+        return []
+
+    model = filled(lambda: make_model(LMModel, args, n_vocab + n_positions, n_positions), fill)
+    if args.init_from is None and args.init_dir is None:
         with torch.no_grad():
             for name, p in model.named_parameters():
                 if p.ndim > 1 and ".lstm." not in name:  # which torch draws by its number of units
                     p *= args.init_std / 0.02
-    elif is_lstm:
-        load_pretrained_lstm(model, args.init_dir, verbose=world.is_first)
-    else:
-        load_openai_pretrained_model(model, n_transfer=args.n_layer, n_embd=args.n_embd, path=args.init_dir,
-                                     verbose=world.is_first)
     model.to(world.device)
     optimizer = opt.OpenAIAdam(model.parameters(), lr=args.lr, schedule=args.lr_schedule,
                                warmup=args.n_warmup / n_updates_total, t_total=n_updates_total, b1=args.b1, b2=args.b2,
