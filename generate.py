@@ -36,7 +36,7 @@ from formats.hub import local_folder
 from formats.lstm_files import holds_lstm
 from loss import word_loss
 from model_pytorch import ACT_FNS, LMModel, dotdict, load_openai_pretrained_model
-from t5_decoding import STOP_EVERY, evaluation_mode, require_sampling, sample, stopped
+from t5_decoding import STOP_EVERY, evaluation_mode, require_sampling, sample, stopped, unwrapped
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config
 from text_utils import SentencePieceEncoder, TextEncoder
 from training import corpus, options
@@ -161,7 +161,7 @@ def generate_gpt(model: LMModel, ids: torch.Tensor, n_tokens: int, temperature: 
     """Continue each row of ids by n_tokens. Nothing is dropped, whatever the model's mode.
 
     Args:
-        model: an LMModel. ids: int64 [b, t], t at least 1.
+        model: an LMModel, or one in a wrapper, see t5_decoding.unwrapped. ids: int64 [b, t], t at least 1.
         temperature, top_k, top_p, generator: see t5_decoding.sample.
         cached: False runs the plain text over the whole past at every token.
         stop: function of a row's new ids (a list) returning whether it needs no more; see t5_decoding.generate. The
@@ -172,6 +172,7 @@ def generate_gpt(model: LMModel, ids: torch.Tensor, n_tokens: int, temperature: 
         BadInput: an argument out of range, or rows without ids.
     """
     require_sampling(temperature, top_k, top_p)
+    model = unwrapped(model)
     if not len(ids):
         return ids.new_zeros(0, n_tokens)
     if not ids.size(1):

@@ -391,6 +391,17 @@ class MultipleChoiceHead(_ClassifyHead):
         return self.linear(h * mask).squeeze(-1)                        # [b, c, d] x [d, 1] -> [b, c]
 
 
+def require_choices(head: nn.Module, x: torch.Tensor) -> None:
+    """Refuse x [b, 1, t, 2] for a multiple choice: a single choice is always the chosen one.
+
+    Raises:
+        BadInput: it is so.
+    """
+    if isinstance(head, MultipleChoiceHead) and x.dim() == 4 and x.size(1) == 1:
+        raise BadInput(f"x is {list(x.shape)}: a single choice for each example, so that nothing is chosen; expected "
+                       "int [b, c, t, 2] with two choices or more (model(x)[1] is the logit of each by itself)")
+
+
 class ClfHead(_ClassifyHead):
     """n_class logits for each sequence (paper section 3.3: classification, entailment)."""
 
@@ -609,7 +620,12 @@ class DoubleHeadModel(_TiedModel):
         return self.lm_head(h, keep), self.task_head(h, x)
 
     def task_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """As the second of forward, without the language model's logits, which take nearly all of its time."""
+        """As the second of forward, without the language model's logits, which take nearly all of its time.
+
+        Raises:
+            BadInput: a multiple choice has a single choice, so that its logits choose nothing.
+        """
+        require_choices(self.task_head, x)
         return self.task_head(hidden_states_and_keep(self.transformer, x)[0], x)
 
 

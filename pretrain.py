@@ -17,9 +17,12 @@ import json
 import os
 import sys
 import tempfile
+import zlib
 from collections import Counter
 
+import ftfy
 import numpy as np
+import spacy
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -39,11 +42,12 @@ from formats.words import english_tokenizer
 from loss import word_loss
 from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
 from text_utils import TextEncoder
-from training import corpus, distributed, kept, loop, options, pretraining, runs
+from training import corpus, distributed, kept, loop, options, pretraining, runs, token_files
 from training.precision import for_evaluation
 from utils import OneLineParser, require_ranges, run_script
 
 VOCABULARY = gpt_vocabulary.OPENAI_FILES
+LEARN_FROM = 100_000_000  # bytes of a text on the disk; the vocabulary is learned from at most so many, spread evenly
 UNKNOWN, NEWLINE = gpt_vocabulary.UNKNOWN, "\n</w>"
 
 
@@ -100,9 +104,11 @@ def check_args(args, world):
     return released.n_ctx
 
 
-def read_words(paths, verbose=True):
+def read_words(paths, verbose=True, every=1):
     """Split text files into words as TextEncoder does, with a word for every line break.
 
+    Args:
+        paths, verbose, every: see corpus.read_parts.
     Returns:
         words: the distinct words, in the order in which they first occur.
         numbers: int32 [number of words in the text], indices into `words`.
@@ -110,7 +116,7 @@ def read_words(paths, verbose=True):
         BadInput: there is no text; see also corpus.read_parts.
     """
     index, numbers = {}, []
-    for of_part in corpus.read_words(english_tokenizer(), paths, verbose):
+    for of_part in corpus.read_words(english_tokenizer(), paths, verbose, every):
         numbers.append(np.array([index.setdefault(word, len(index)) for word in of_part], dtype=np.int32))
     if not numbers:
         raise BadInput(f"{', '.join(map(str, paths))}: nothing but blank lines; give some text")
@@ -206,10 +212,38 @@ def load_data(args, folder):
         copy_vocabulary(source, folder)
     encoder = TextEncoder.from_folder(folder)
     ids = encode_words(encoder, words, numbers)
-    unknown = np.count_nonzero(ids == encoder.encoder.get(UNKNOWN, 0))
-    if unknown > 0.001 * len(ids):
-        warn(f"{unknown:,} of {len(ids):,} tokens are {UNKNOWN}: characters outside the vocabulary (--n_chars)")
+    warn_of_unknown(np.count_nonzero(ids == 0), len(ids))
     valid_ids = encode_words(encoder, *read_words(args.valid_text)) if args.valid_text else None
+    return encoder, *pretraining.hold_out(args, ids, valid_ids, args.n_ctx)
+
+
+def warn_of_unknown(unknown, n):
+    """Warn where more than one in a thousand of n tokens is `<unk>`, id 0."""
+    if unknown > 0.001 * n:
+        warn(f"{unknown:,} of {n:,} tokens are {UNKNOWN}: characters outside the vocabulary (--n_chars)")
+
+
+def load_data_on_disk(args, folder, world):
+    """As load_data, for text that need not fit into memory: its ids go to files in --token_dir.
+
+    Returns:
+        encoder: a TextEncoder. train: token_files.Rows [n, n_ctx]. held_out: int32 [n, n_ctx].
+    """
+    source = pretraining.source_folder(args, VOCABULARY)
+
+    def make_vocabulary(place):
+        if source is not None:
+            copy_vocabulary(source, place)
+            return
+        words, numbers = read_words(args.text, every=-(-token_files.n_bytes(args.text) // LEARN_FROM))
+        write_vocabulary(place, *learn_vocabulary(words, np.bincount(numbers), args.n_merges, args.n_chars))
+
+    made_from = [args.n_merges, args.n_chars, LEARN_FROM] if source is None else \
+        [zlib.crc32(repr(gpt_vocabulary.read_folder(source)).encode())]
+    encoder, ids, valid_ids = pretraining.encode_on_disk(
+        args, world, folder, make_vocabulary, TextEncoder.from_folder,
+        ["gpt", ftfy.__version__, spacy.__version__, made_from], lambda encoder: encoder.word_ids(corpus.NEWLINE)[0])
+    warn_of_unknown(ids.n_zero, len(ids))
     return encoder, *pretraining.hold_out(args, ids, valid_ids, args.n_ctx)
 
 
@@ -230,7 +264,8 @@ def run(args, world, n_positions):
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     with tempfile.TemporaryDirectory() as folder:  # the run's own keeps its vocabulary until all is checked
-        encoder, train, held_out = load_data(args, folder)
+        encoder, train, held_out = load_data_on_disk(args, folder, world) if pretraining.is_on_disk(args) else \
+            load_data(args, folder)
         vocabulary = pretraining.read_files(folder, VOCABULARY)
     n_vocab = len(encoder.encoder)
     n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
@@ -269,7 +304,7 @@ def run(args, world, n_positions):
     positions = torch.arange(args.n_ctx) + n_vocab
 
     def inputs(ids):
-        tokens = torch.from_numpy(ids).long()
+        tokens = torch.from_numpy(np.asarray(ids)).long()
         return torch.stack([tokens, positions.expand_as(tokens)], -1)                   # [b, t] -> [b, t, 2]
 
     def tower_loss(rows):

@@ -19,6 +19,7 @@ published numbers.
 import os
 import sys
 import zlib
+from functools import partial
 
 import numpy as np
 import torch
@@ -230,30 +231,23 @@ def run(args, world, n_vocab_pretrained):
     def tower_loss(rows):
         return training_loss(args, model, *laid_out(splits["train"], rows))
 
-    def logits(split, n):
-        """The logits of the first n examples."""
+    def logits_of(numbers):
+        """{split: the logits of its first n examples} of {split: n}, the weights converted once for all of them."""
         converted = for_evaluation(model, args.precision)
-        return finetuning.choose(lambda rows: task_logits(args, converted, laid_out(splits[split], rows)[0]), n,
-                                 task.n_out, args.n_batch * args.n_gpu, world, verbose=True)
 
-    def evaluate():
-        values = {}
-        for part, split, n in (("tr", "train", args.n_valid), ("va", "valid", None)):
-            n = min(n or len(splits[split]), len(splits[split]))
-            values[f"{part}_cost"], found = finetuning.cost_and_metrics(task, logits(split, n), splits[split])
-            values |= {f"{part}_{name}": value for name, value in found.items()}
-        return values, values[f"va_{task.metrics[0]}"]
+        def of_rows(split, rows):
+            return task_logits(args, converted, laid_out(splits[split], rows)[0])
+
+        return {split: finetuning.choose(partial(of_rows, split), n, task.n_out, args.n_batch * args.n_gpu, world,
+                                         verbose=True, desc=split) for split, n in numbers.items()}
 
     orders = loop.draw_orders(args.n_iter, len(splits["train"]))
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, task_data.fingerprint_of(data, n_ctx),
+    loop.train(args, model, optimizer, orders, tower_loss, finetuning.make_task_evaluation(
+        args, task, splits, logits_of), world, task_data.fingerprint_of(data, n_ctx),
                vocabulary, finetuned.files_of_run(args, task, encoder, n_ctx))
-    outcome = finetuning.finish_task(args, task, splits, model, encoder, world, lambda split: logits(split, len(
-        splits[split])))
+    outcome = finetuning.finish_task(args, task, splits, model, encoder, world, logits_of)
     if args.analysis and world.is_first and task.name in analysis.REPORTS:
         analysis.REPORTS[task.name](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
-        for name, value in outcome.accuracies.items():
-            if name.startswith("valid_"):
-                print(f"{task.name} {name} {task.metrics[0]}: {value:.2f}")
     elif args.analysis and world.is_first:
         test = {task.metrics[0]: outcome.accuracies["test"]} if "test" in outcome.accuracies else None
         valid = {task.metrics[0]: outcome.accuracies["valid"]} if "valid" in outcome.accuracies else {}

@@ -37,7 +37,7 @@ from loss import (
     require_targets,
     word_loss,
 )
-from model_pytorch import LMModel, MultipleChoiceHead
+from model_pytorch import LMModel, MultipleChoiceHead, require_choices
 
 TOKENS_AT_ONCE = 256  # whose logits exist at a time: 41 MB of GPT-1's
 
@@ -233,10 +233,12 @@ def task_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         [b, c] for multiple choice, else [b, number of classes].
     Raises:
         RuntimeError: something is dropped, or may be: the model is in training mode.
+        BadInput: a multiple choice has a single choice.
     """
     if model.training or any(isinstance(part, torch.nn.Dropout) and rate(part) for part in model.modules()):
         raise RuntimeError("task_logits is exact only without dropout: call model.eval() first")
     x = _tensor(x)
+    require_choices(getattr(model, "task_head", None), x)
     if not knows(model) or not x.numel():
         return model(*moved_to(model, x))[1]
     if isinstance(model.task_head, MultipleChoiceHead):
