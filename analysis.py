@@ -1,4 +1,4 @@
-"""What the logs and submissions of runs say, and what explore.py reads in the models: numbers in text, and pictures.
+"""What the logs and submissions of runs say, and what explore reads in the models: numbers in text, and pictures.
 
     python analysis.py log/a.jsonl log/b.jsonl --out curves.png    cost and accuracy over updates
     python analysis.py log/l*.jsonl --layers --out layers.png      accuracy against transferred layers
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["REPORTS", "best_accuracy", "best_evaluation", "draw_attention", "draw_curves", "draw_layers", "draw_seeds",
-           "draw_similarities", "draw_surprisal", "evaluations", "print_values", "read_predictions", "read_submission",
-           "report", "rocstories"]
+           "draw_similarities", "draw_surprisal", "evaluations", "measured", "print_values", "read_predictions",
+           "read_submission", "report", "rocstories"]
 
 LINES = ["-", "--", ":", "-."]  # lines and markers tell runs apart in grey
 MARKERS = "osv^Dx"
@@ -74,24 +74,27 @@ def print_values(name: str, valid: dict, test: dict | None, published: dict, cav
     """Print a task's metrics in percent, and the published ones.
 
     Args:
-        name: of the task. valid, test: {name in metrics.METRICS: percent}; test None: its labels are not public.
+        name: of the task.
+        valid, test: {name in metrics.METRICS: percent}, and of a part <name>_<part>; test None: its labels are not
+            public.
         published, caveat: see gpt_tasks.Task.
     """
     for split, values in (("Valid", valid), ("Test", test)):
         for metric, value in (values or {}).items():
-            print(f"{name} {split} {metrics.TITLES[metric]}: {value:.2f}")
+            print(f"{name} {split} {metrics.title_of(metric)}: {value:.2f}")
     if published:
         numbers = ", ".join(f"{metric} {value}" for metric, value in published.items())
         print(f"{name} published (Radford et al. 2018): {numbers}" + (f" ({caveat})" if caveat else ""))
 
 
-def report(task: Task, data_dir: str, pred_path: str, log_path: str) -> tuple[float, float | None]:
-    """Print the metrics of the best evaluation and, where the test labels are public, of the submission.
+def measured(task: Task, data_dir: str, pred_path: str, log_path: str) -> tuple[dict, dict | None]:
+    """Return the metrics of a run, in percent: of its best evaluation on valid, and of its submission on test.
 
     Args:
         task: of gpt_tasks.GPT_TASKS. data_dir, pred_path, log_path: see rocstories.
     Returns:
-        the first metric on the validation and on the test split, in percent; None where its labels are not public.
+        two of {metric: percent}, and <metric>_<part> for RACE's levels and MNLI's mismatched part; None in place of the
+        second where the test labels are not public.
     Raises:
         MissingInput, BadInput: a file is absent, or the submission is of other rows than the test file's.
     """
@@ -101,11 +104,25 @@ def report(task: Task, data_dir: str, pred_path: str, log_path: str) -> tuple[fl
         if list(predictions) != split.index.tolist():
             raise BadInput(f"{pred_path}: has {len(predictions)} predictions, but not of the {len(split)} examples in "
                            f"{split.path}")
-        labels = [float(label) if task.score_range else task.classes.index(label) for label in split.labels]
-        test = metrics.of(task.metrics, _values(task, predictions.values(), pred_path), np.array(labels))
+        labels = np.array([float(label) if task.score_range else task.classes.index(label) for label in split.labels])
+        found = _values(task, predictions.values(), pred_path)
+        test = metrics.of(task.metrics, found, labels)
+        test |= metrics.by_group(task.metrics[0], task.groups, split.groups, found, labels)
     best = best_evaluation(log_path, f"va_{task.metrics[0]}")
-    valid = {name: best[f"va_{name}"] for name in task.metrics}
-    print_values(os.path.splitext(task.submission["test"])[0], valid, test, task.published, task.caveat)
+    valid = {name.removeprefix("va_"): value for name, value in best.items()
+             if name.startswith("va_") and name.removeprefix("va_").startswith(task.metrics)}
+    return valid, test
+
+
+def report(task: Task, data_dir: str, pred_path: str, log_path: str) -> tuple[float, float | None]:
+    """Print what measured returns, and the published numbers; see there for arguments and errors.
+
+    Returns:
+        the first metric on the validation and on the test split, in percent; None where its labels are not public.
+    """
+    valid, test = measured(task, data_dir, pred_path, log_path)
+    name = os.path.splitext(task.submission["test"])[0].removesuffix("-m")
+    print_values(name, valid, test, task.published, task.caveat)
     return valid[task.metrics[0]], test and test[task.metrics[0]]
 
 

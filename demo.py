@@ -9,13 +9,13 @@ Calls toy.stories, pretrain.py, train.py, generate.py and analysis.py as anybody
 command. Everything is written under --out; what is there already from the same settings is used again.
 """
 
-import contextlib
-import io
 import os
 import shlex
 import statistics
 import sys
 import time
+
+import numpy as np
 
 import analysis
 import datasets
@@ -25,6 +25,7 @@ import pretrain_t5
 import train
 import train_t5
 from formats.errors import BadInput, warn
+from tasks import metrics
 from toy import stories
 from utils import OneLineParser, reached_epoch, require_ranges, run_script
 
@@ -41,8 +42,11 @@ GPT_VARIANTS = {"from scratch": {"n_transfer": -1},
 T5 = {"d_model": 96, "d_ff": 192, "n_head": 4, "d_kv": 24, "n_layer": 2}
 T5_PRETRAIN = T5 | {"n_pieces": 1000, "n_ctx": 104, "n_batch": 16, "n_iter": 2, "n_warmup": 4000, "dropout": 0,
                     "held_out": 0.02, "save_every": 0}
-T5_FINETUNE = {"n_iter": 3, "save_every": 0}
+T5_FINETUNE = {"form": "answer", "n_iter": 3, "lr": 3e-3, "save_every": 0}
 T5_VARIANTS = {"from scratch": T5 | {"from_scratch": True}, "pre-trained": {}}
+OTHER_FORM = """
+With both endings in the input and choice1 or choice2 as the target (train_t5.py without --form answer) a model of this
+size stays at chance: pre-training has taught it which texts are likely, and nothing of weighing one against another."""
 
 
 def parse_args(argv):
@@ -93,10 +97,11 @@ def make_stories(folder, seed, quick):
 
 
 def fine_tune(script, folder, desc, options):
-    """Fine-tune unless this very run is there already; return (log, test accuracy in percent)."""
+    """Fine-tune unless this very run is there already; return (log, for each test story whether it was right)."""
     submission = os.path.join(folder, "submission", desc)
+    data_dir = os.path.join(folder, "data")
     words = command_line({"dataset": "rocstories", "desc": desc} | options | {
-        "submit": True, "analysis": True, "data_dir": os.path.join(folder, "data"),
+        "submit": True, "analysis": True, "data_dir": data_dir,
         "log_dir": os.path.join(folder, "log"), "save_dir": os.path.join(folder, "save"),
         "submission_dir": submission})
     file, log = os.path.join(submission, "ROCStories.tsv"), os.path.join(folder, "log", f"{desc}.jsonl")
@@ -104,8 +109,8 @@ def fine_tune(script, folder, desc, options):
         print(f"\n{desc}: already there")
     else:
         call(script, words)
-    with contextlib.redirect_stdout(io.StringIO()):  # the script has printed its own
-        return log, analysis.rocstories(os.path.join(folder, "data"), file, log)[1]
+    labels = datasets._rocstories(os.path.join(data_dir, datasets.TEST_FILE))[3]
+    return log, np.array(analysis.read_submission(file)) == labels
 
 
 def show_sample(folder, model_dir):
@@ -116,12 +121,30 @@ def show_sample(folder, model_dir):
                     "--temperature", "0.5", "--prompt", beginning])
 
 
-def print_table(accuracies):
-    """Print the test accuracies (percent) of each variant, {variant: [one per seed]}."""
+def print_table(right):
+    """Print the test accuracies (percent) of each variant, and which differences are larger than chance.
+
+    Args:
+        right: {variant: {seed: for each test story whether it was right}}; the last one is compared with the others.
+    """
     print("\nAccuracy on the toy test set in percent (chance: 50)")
-    for variant, values in accuracies.items():
+    for variant, by_seed in right.items():
+        values = [100 * of_stories.mean() for of_stories in by_seed.values()]
         spread = f"   ({min(values):.1f} to {max(values):.1f}, {len(values)} seeds)" if len(values) > 1 else ""
         print(f"    {variant:<26}{statistics.median(values):5.1f}{spread}")
+    *others, last = right
+    print()
+    for other in others:
+        seeds = sorted(right[last].keys() & right[other].keys())
+        if not seeds:
+            continue
+        mean, low, high = metrics.difference(*(np.array([right[name][seed] for seed in seeds])
+                                               for name in (last, other)))
+        verdict = "is" if low > 0 or high < 0 else "is not"
+        print(f"{last} against {other}: {mean:+.1f} points ({low:+.1f} to {high:+.1f}), {verdict} more than chance")
+    n_seeds = max(map(len, right.values()))
+    print("In brackets 95% intervals, for the choice of the test stories"
+          + (" and of the seeds." if n_seeds > 1 else " alone; how much the seed changes shows --seeds 5."))
 
 
 def main(argv=None):
@@ -149,19 +172,18 @@ def main(argv=None):
 
     settings = (T5_FINETUNE if args.t5 else GPT_FINETUNE) | quick | {"model_dir": model_dir}
     variants = T5_VARIANTS if args.t5 else GPT_VARIANTS
-    accuracies, logs, failures = {variant: [] for variant in variants}, {}, []
+    right, logs, failures = {variant: {} for variant in variants}, {}, []
     for seed in range(args.seed, args.seed + args.seeds):
         for variant, options in variants.items():
             desc = f"{kind}-{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
             try:
-                log, accuracy = fine_tune(script, folder, desc, settings | options | {"seed": seed})
+                log, right[variant][seed] = fine_tune(script, folder, desc, settings | options | {"seed": seed})
             except BadInput as error:
                 failures.append(f"{desc}: {error}")
                 warn(f"{failures[-1]}; the others go on")
                 continue
-            accuracies[variant].append(accuracy)
             logs.setdefault(variant, log)
-    if failures and not all(accuracies.values()):
+    if failures and not all(right.values()):
         raise BadInput(failures[0])
     if args.full:
         layers = [logs["from scratch"], logs["pre-trained"]]
@@ -172,7 +194,9 @@ def main(argv=None):
     curves = os.path.join(folder, "curves-t5.png" if args.t5 else "curves.png")
     analysis.draw_curves(list(logs.values()), curves, list(logs))
 
-    print_table(accuracies)
+    print_table(right)
+    if args.t5:
+        print(OTHER_FORM)
     real = "train_t5.py --model small --model_dir model/t5-small" if args.t5 else "train.py"
     print(f"\nEverything is in {folder}: stories, model, logs, submissions, {os.path.basename(curves)}"
           + (", layers.png" if args.full else "") + f" ({time.monotonic() - begin:.0f} s)."

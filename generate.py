@@ -22,6 +22,7 @@ import torch
 import fast.gpt
 import fast.t5
 import t5_decoding
+from ablations.lstm import load_language_model
 from fast.blas import forced_library
 from fast.devices import without_cudnn_attention
 from fast.known import knows
@@ -32,6 +33,7 @@ from formats.errors import BadInput, MissingInput, warn_once
 from formats.files import read_text, write_atomically
 from formats.gpt_files import read_pretrained
 from formats.hub import local_folder
+from formats.lstm_files import holds_lstm
 from loss import word_loss
 from model_pytorch import ACT_FNS, LMModel, dotdict, load_openai_pretrained_model
 from t5_decoding import STOP_EVERY, evaluation_mode, require_sampling, sample, stopped, unwrapped
@@ -120,22 +122,31 @@ def load_gpt(model_dir: str, n_head: int | None, afn: str | None, device: torch.
     """Return (LMModel in eval mode with all released positions, TextEncoder) of a folder of weights and vocabulary.
 
     Args:
+        model_dir: of a GPT, or of the LSTM of ablations/lstm.py.
         n_head, afn: for weights without a config.json, which do not tell; None: what config.json says.
     Raises:
         MissingInput, BadInput: see load_openai_pretrained_model; or vocabulary and weights do not belong together; or
             n_head is not known, or not that of config.json.
     """
-    released = read_pretrained(model_dir)
-    _, n_ctx, n_vocab, n_embd, n_layer = released[:5]
-    n_head, afn = options.settle_heads(n_head, afn, released, model_dir)
+    is_lstm = holds_lstm(model_dir)
+    model = load_language_model(model_dir) if is_lstm else _load_transformer(model_dir, n_head, afn)
     encoder = TextEncoder.from_folder(model_dir)
+    n_vocab = model.transformer.n_vocab - model.transformer.n_ctx
     if len(encoder) != n_vocab:
         raise BadInput(f"{model_dir}: the vocabulary has {len(encoder)} pieces, the weights {n_vocab} tokens; "
                        "the two do not belong together")
+    return model.to(device).eval(), encoder
+
+
+def _load_transformer(model_dir, n_head, afn):
+    """Return the LMModel of a folder of a GPT's weights; see load_gpt."""
+    released = read_pretrained(model_dir)
+    _, n_ctx, n_vocab, n_embd, n_layer = released[:5]
+    n_head, afn = options.settle_heads(n_head, afn, released, model_dir)
     cfg = dotdict(n_embd=n_embd, n_head=n_head, n_layer=n_layer, afn=afn, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)
     model = LMModel(cfg, vocab=n_vocab + n_ctx, n_ctx=n_ctx)
     load_openai_pretrained_model(model, n_transfer=n_layer, n_embd=n_embd, path=model_dir, verbose=False)
-    return model.to(device).eval(), encoder
+    return model
 
 
 def with_positions(ids: torch.Tensor, first: int, n_vocab: int) -> torch.Tensor:

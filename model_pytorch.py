@@ -391,6 +391,17 @@ class MultipleChoiceHead(_ClassifyHead):
         return self.linear(h * mask).squeeze(-1)                        # [b, c, d] x [d, 1] -> [b, c]
 
 
+def require_choices(head: nn.Module, x: torch.Tensor) -> None:
+    """Refuse x [b, 1, t, 2] for a multiple choice: a single choice is always the chosen one.
+
+    Raises:
+        BadInput: it is so.
+    """
+    if isinstance(head, MultipleChoiceHead) and x.dim() == 4 and x.size(1) == 1:
+        raise BadInput(f"x is {list(x.shape)}: a single choice for each example, so that nothing is chosen; expected "
+                       "int [b, c, t, 2] with two choices or more (model(x)[1] is the logit of each by itself)")
+
+
 class ClfHead(_ClassifyHead):
     """n_class logits for each sequence (paper section 3.3: classification, entailment)."""
 
@@ -609,7 +620,12 @@ class DoubleHeadModel(_TiedModel):
         return self.lm_head(h, keep), self.task_head(h, x)
 
     def task_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """As the second of forward, without the language model's logits, which take nearly all of its time."""
+        """As the second of forward, without the language model's logits, which take nearly all of its time.
+
+        Raises:
+            BadInput: a multiple choice has a single choice, so that its logits choose nothing.
+        """
+        require_choices(self.task_head, x)
         return self.task_head(hidden_states_and_keep(self.transformer, x)[0], x)
 
 
@@ -672,6 +688,7 @@ def load_openai_pretrained_model(model: nn.Module, n_ctx: int = -1, n_special: i
         weights, positions, n_vocab, width, layers = released[:5]
         left_out = released.left_out
         if n_transfer > 0:
+            _require_blocks(model)
             _require_heads(model, released, path)
         n_ctx = positions if n_ctx < 0 else n_ctx
         if n_transfer > layers:
@@ -717,6 +734,14 @@ def _require_heads(model, released, path):
         raise BadInput(f"afn is {found}, but the model in {path} has {released.afn}; give afn {released.afn}")
 
 
+def _require_blocks(model):
+    """Refuse a TransformerModel with something else in the place of its blocks, such as the ablations' LSTM."""
+    other = next((block for block in model.h if not hasattr(block, "attn")), None)
+    if other is not None:
+        raise BadInput(f"the model has a {type(other).__name__} in the place of its blocks, for which the format has "
+                       "no names; ablations/lstm.py reads and writes an LSTM")
+
+
 def _config_of(model, n_vocab, **others):
     """Return what config.json says of a TransformerModel whose first n_vocab rows of `we` are tokens."""
     attn, mlp = model.h[0].attn, model.h[0].mlp
@@ -743,6 +768,7 @@ def export_openai_model(model: nn.Module, path: str, n_special: int = 0) -> None
         BadInput: the folder cannot be written.
     """
     model = getattr(model, "transformer", model)
+    _require_blocks(model)
     we = model.embed.weight
     n_vocab = len(we) - model.n_ctx - n_special
     parameters = dict(model.named_parameters())
@@ -767,6 +793,7 @@ def export_hub_model(model: nn.Module, path: str, encoder: Any) -> None:
         BadInput: encoder and model do not belong together, or the folder cannot be written.
     """
     transformer, task_head = getattr(model, "transformer", model), getattr(model, "task_head", None)
+    _require_blocks(transformer)
     we, parameters = transformer.embed.weight, dict(transformer.named_parameters())
     n_vocab = len(we) - transformer.n_ctx
     if sorted(encoder.encoder.values()) != list(range(n_vocab)):

@@ -6,17 +6,18 @@
     python train_t5.py --dataset rocstories --desc t5 --model small --model_dir DIR --submit --analysis --data_dir DATA
 
 A task is judged by the texts that the model generates, see training/text_to_text.py. The cloze task of train.py is here
-too, in the style of the paper's COPA.
+too, in the style of the paper's COPA, or with the right ending as the target: training/choosing.py.
 
 DIR holds spiece.model and a released checkpoint: the Hub's model.safetensors, or Google's model.ckpt-* files. At the
 end save/<desc>/ is such a folder too, with the best parameters: predict.py, generate.py and transformers read it.
 A story becomes
     rocstories choice1: <ending 1> choice2: <ending 2> sentence: <story>   ->   choice1 | choice2
-and the prediction is the target with the larger log-probability. Writes the files that train.py writes. Its
-tr_cost and va_cost are the cross entropy of choosing between the two targets, in nats per example.
+and the prediction is the target with the larger log-probability. With --form answer it becomes
+    rocstories sentence: <story>   ->   <the right ending>
+and the prediction is the ending with the larger mean log-probability of its tokens. Writes the files that train.py
+writes. Its tr_cost and va_cost are the cross entropy of choosing by these numbers, in nats per example.
 """
 
-import json
 import os
 import sys
 import zlib
@@ -35,7 +36,6 @@ from formats import t5_vocabulary
 from formats.errors import BadInput, warn
 from formats.hub import local_folder
 from t5_pytorch import (
-    EOS,
     PAD,
     T5,
     T5_CONFIGS,
@@ -46,13 +46,10 @@ from t5_pytorch import (
     shift_right,
 )
 from text_utils import SentencePieceEncoder
-from training import distributed, finetuning, loop, options, runs, text_to_text
-from training.answering import pad
+from training import choosing, distributed, finetuning, loop, options, runs, text_to_text
 from training.finetuned import t5_files_of_run
-from training.precision import for_evaluation
 from utils import OneLineParser, require_ranges, run_script
 
-TARGETS = ("choice1", "choice2")
 Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in training only
 
 
@@ -117,19 +114,6 @@ def model_config(args, n_tokens):
     return config | {"dropout": args.dropout}
 
 
-def cloze_texts(split):
-    """Return the source texts of a split (stories, endings 1, endings 2, ...)."""
-    return [f"rocstories choice1: {one} choice2: {two} sentence: {story}"
-            for story, one, two in zip(*split[:3], strict=True)]
-
-
-def show_cloze(args):
-    """Print the first stories of a split as text, a JSON object a line, as text_to_text.show does for tasks."""
-    split = finetuning.read_splits(args)[("train", "valid", "test").index(args.show_split)]
-    for source, label in list(zip(cloze_texts(split), split[3], strict=True))[:args.show]:
-        print(json.dumps({"task": args.dataset, "input": source, "target": TARGETS[label]}, ensure_ascii=False))
-
-
 def training_loss(args, model, src, targets):
     """The mean loss of a batch, a scalar: by the plain text or by fast.t5; see loss.t5_loss.
 
@@ -148,12 +132,12 @@ def target_log_probs(args, model, src, candidates):
     """The log-probability of each candidate target given each source, [b, c]: by the plain text or by fast.t5.
 
     Args:
-        src: int [b, s]; candidates: int [c, t], both padded with PAD.
+        src: int [b, s]; candidates: int [c, t], the same for all sources, or [b, c, t]; both padded with PAD.
     """
     if args.plain:
         src, candidates = moved_to(model, src, candidates)
-        b, c = len(src), len(candidates)
-        sources, targets = src.repeat_interleave(c, 0), candidates.repeat(b, 1)  # [bc, s], [bc, t]
+        b, c = len(src), candidates.shape[-2]
+        sources, targets = src.repeat_interleave(c, 0), candidates.expand(b, -1, -1).flatten(0, 1)  # [bc, s], [bc, t]
         logits = model(sources, shift_right(targets), sources != PAD, targets != PAD)
         return loss.target_log_probs(logits, targets).view(b, c)
     return fast.t5.target_log_probs(model, src, candidates)
@@ -164,45 +148,13 @@ def main(argv=None):
     args = parse_args(argv)
     if args.show is not None:
         text_to_text.check_options(args)
-        return text_to_text.show(args) if text_to_text.is_task(args) else show_cloze(args)
+        return text_to_text.show(args) if text_to_text.is_task(args) else choosing.show(args)
     world = distributed.join(args.device)
     check_args(args, world)
     with runs.alone(args, world):
         outcome = run(args, world)
     give_back_free_pages()
     return outcome
-
-
-def cloze(args, model, encoder, world, optimizer, vocabulary, files):
-    """Train on ROCStories, choosing between two targets, and predict; return a loop.Outcome."""
-    splits = finetuning.read_splits(args)
-    sources = [encoder.encode(cloze_texts(split)) for split in splits]
-    cut = sum(len(ids) >= args.n_ctx for split in sources for ids in split)
-    if cut and world.is_first:
-        warn(f"{cut} of {sum(map(len, sources))} sources have {args.n_ctx} tokens or more and were cut (--n_ctx)")
-    sources = [[[*ids[:args.n_ctx - 1], EOS] for ids in split] for split in sources]
-    target_ids = [[*ids, EOS] for ids in encoder.encode(list(TARGETS), verbose=False)]
-    candidates = pad(target_ids)                                                 # [2, t]
-    (trY, vaY) = (torch.as_tensor(split[3]).long() for split in splits[:2])
-    inputs = {"train": sources[0][:args.n_valid], "valid": sources[1], "test": sources[2]}
-
-    def tower_loss(rows):
-        src = pad([sources[0][i] for i in rows])
-        return training_loss(args, model, src, candidates[trY[rows]])
-
-    def logits(split):
-        converted = for_evaluation(model, args.precision)
-
-        def of(rows):
-            return target_log_probs(args, converted, pad(inputs[split][rows]), candidates)
-
-        return finetuning.choose(of, len(inputs[split]), len(TARGETS), args.n_batch * args.n_gpu, world, True)
-
-    evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
-    orders = loop.draw_orders(args.n_iter, len(sources[0]))
-    fingerprint = zlib.crc32(repr((sources[:2], trY.tolist(), vaY.tolist())).encode())
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary, files)
-    return finetuning.finish(args, model, encoder, world, lambda: logits("test"), splits[2][3])
 
 
 def run(args, world):
@@ -240,14 +192,18 @@ def run(args, world):
             finetuning.load_best(args, model, world)
         outcome = loop.outcome(args, model, encoder, world, **submissions)
     else:
-        outcome = cloze(args, model, encoder, world, optimizer, vocabulary, files)
+        outcome = choosing.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model),
+                                    partial(target_log_probs, args), vocabulary, files)
     if world.is_first:  # the best parameters are in the model
         folder = os.path.dirname(loop.paths(args)["best"])
         copy_t5_vocabulary(args.model_dir, folder)
         export_t5_model(model, folder)
     if args.analysis and world.is_first:
+        size = args.model or text_to_text.released_size(model)
         if text_to_text.is_task(args):
-            text_to_text.report(args, args.model or text_to_text.released_size(model))
+            text_to_text.report(args, size)
+        elif args.dataset != "rocstories":
+            choosing.report(args, outcome, size)
         else:
             analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
     return outcome

@@ -28,7 +28,7 @@ from fast.known import knows
 from fast.matmul import matmul, matmul_made, matmul_of
 from fast.packing import Packing
 from loss import double_head_loss, losses_of_targets, mean_task_loss, require_batch, require_targets, word_loss
-from model_pytorch import LMModel, MultipleChoiceHead
+from model_pytorch import LMModel, MultipleChoiceHead, require_choices
 
 
 def conv1d(m, x, source=None):
@@ -222,10 +222,12 @@ def task_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         [b, c] for multiple choice, else [b, number of classes].
     Raises:
         RuntimeError: something is dropped, or may be: the model is in training mode.
+        BadInput: a multiple choice has a single choice.
     """
     if model.training or any(isinstance(part, torch.nn.Dropout) and rate(part) for part in model.modules()):
         raise RuntimeError("task_logits is exact only without dropout: call model.eval() first")
     x = _tensor(x)
+    require_choices(getattr(model, "task_head", None), x)
     if not knows(model) or not x.numel():
         return model(*moved_to(model, x))[1]
     if isinstance(model.task_head, MultipleChoiceHead):

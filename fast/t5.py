@@ -239,10 +239,11 @@ def target_log_probs(model: nn.Module, src: torch.Tensor, candidates: torch.Tens
     """The log-probability of each candidate target given each source, [b, c]; the encoder runs once a source.
 
     Args:
-        src: int [b, s]; candidates: int [c, t], both padded with PAD; see training_loss for where.
+        src: int [b, s]; candidates: int [c, t], the same for all sources, or [b, c, t]; both padded with PAD; see
+            training_loss for where.
     """
-    (b, _), (c, _) = src.shape, candidates.shape
-    mask, targets = src != PAD, candidates.repeat(b, 1)                          # [bc, t]
+    b, c = len(src), candidates.shape[-2]
+    mask, targets = src != PAD, candidates.expand(b, -1, -1).flatten(0, 1)       # [b, c, t] -> [bc, t]
     if not _runs(model, src, candidates):
         src, mask, targets = moved_to(model, src, mask, targets)
         logits = model(src.repeat_interleave(c, 0), shift_right(targets), mask.repeat_interleave(c, 0), targets != PAD)

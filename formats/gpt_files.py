@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from formats.config_files import check_rates, check_sizes, check_values, read_config, write_config
 from formats.errors import OPENAI_MODEL, BadInput, MissingInput
 from formats.files import is_lfs_pointer, read_text, write_atomically
+from formats.lstm_files import holds_lstm
 from formats.tensor_files import find_tensor_files, merge_copies, plain_names, read_tensors, require_floats
 
 N_FILES = 10
@@ -203,6 +204,9 @@ def read_pretrained(path):
         arrays = _read_released(path)
     elif find_tensor_files(path)[0]:
         arrays, head, left_out = _read_hub(path)
+    elif holds_lstm(path):
+        raise BadInput(f"{path}: holds an LSTM, no GPT; train.py and pretrain.py take it with --architecture lstm, "
+                       "ablations.lstm.load_language_model in Python")
     else:
         raise MissingInput(f"{path}: no pretrained model there (neither params_shapes.json nor model.safetensors nor "
                            f"pytorch_model.bin); {WHERE_FROM}")

@@ -18,6 +18,9 @@ except ImportError:  # Windows
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # a file system without flock
 
 
+_held = []  # lock files of this process
+
+
 @contextlib.contextmanager
 def locked(path, remedy="wait until it ends, or choose another folder"):
     """Keep every other process out of `path` while the body runs.
@@ -48,11 +51,20 @@ def locked(path, remedy="wait until it ends, or choose another folder"):
         yield
         return
     with f:
+        _held.append(f)
         try:
             yield
         finally:
+            _held.remove(f)
             with contextlib.suppress(OSError):
                 os.unlink(name)
+
+
+def close_inherited():
+    """Close what a forked process has of its parent's locks; else a lock would last as long as the child does."""
+    for f in _held:
+        f.close()
+    _held.clear()
 
 
 def _take(path, name, remedy):

@@ -34,6 +34,7 @@ class Task(NamedTuple):
         score_range: (lowest, highest) whole score, where the label is a score; None: classes or choices.
         cut: how an example that is too long is cut, a name in tasks.fitting.CUTS.
         n_context: how many of the texts are the context of a multiple choice.
+        groups: names of the groups of examples that are also judged apart: RACE's levels.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Task(NamedTuple):
     score_range: tuple[int, int] | None = None
     cut: str = "longest"
     n_context: int = 1
+    groups: tuple[str, ...] = ()
 
     @property
     def n_out(self) -> int:
@@ -117,7 +119,7 @@ _TASKS = [
     Task("race", "multiple_choice", ("article", "question", "option1", "option2", "option3", "option4"),
          race_files.LETTERS, _ACC, {"acc": 59.0, "acc of middle schools": 62.9, "acc of high schools": 57.4}, "",
          {"train": 87866, "valid": 4887, "test": 4934}, race_files.read_race, race_files.race_files,
-         {"test": "RACE.tsv"}, writes_words=True, cut="article", n_context=2),
+         {"test": "RACE.tsv"}, writes_words=True, cut="article", n_context=2, groups=race_files.LEVELS),
     # natural language inference, table 2
     Task("snli", "entailment", ("premise", "hypothesis"), glue_files.NLI, _ACC, {"acc": 89.9}, "",
          {"train": 549367, "valid": 9842, "test": 9824}, nli_files.read_snli, partial(nli_files.nli_files, "snli"),

@@ -8,7 +8,7 @@ import pytest
 SCRIPTS = {"train", "train_t5", "pretrain", "pretrain_t5", "generate", "predict", "analysis", "zero_shot", "demo",
            "reproduce", "benchmark", "download_model", "explore"}
 # from the ground up: a file imports from its own floor and from those below it
-FLOORS = [{"formats"}, {"model_pytorch", "t5_pytorch", "t5_decoding", "loss", "opt"},
+FLOORS = [{"formats"}, {"model_pytorch", "t5_pytorch", "t5_decoding", "loss", "opt", "ablations"},
           {"datasets", "text_utils", "utils"}, {"fast"}, {"toy", "tasks"}, {"training"}, SCRIPTS, {"benchmarks"},
           {"benchmark"}]
 # the papers' text, which people copy by the file

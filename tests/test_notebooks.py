@@ -80,7 +80,8 @@ for name in {MODULES}:
     print(name, before.__file__)
 """
     lines = in_another_folder(root, tmp_path, code).splitlines()
-    assert lines == [f"{name} {root / name}.py" for name in MODULES]
+    files = {name: root / f"{name}.py" for name in MODULES} | {"explore": root / "explore" / "__init__.py"}
+    assert lines == [f"{name} {path}" for name, path in files.items()]
 
 
 def python_blocks(root):

@@ -24,7 +24,7 @@ from tasks import t5_metrics
 from tasks.t5_tasks import GLUE, TASKS, read_examples
 from tasks.text_pairs import METRICS, read_pairs
 from text_utils import SentencePieceEncoder
-from training import answering, distributed, text_to_text
+from training import answering, choosing, distributed, text_to_text
 from training.mixing import MixedOrders, PackedOrders, epoch_length, packed, proportions
 from utils import Stopped, read_log, run_script
 
@@ -206,7 +206,7 @@ def test_the_cloze_task_shows_its_stories(tmp_path, capsys):
                    "test"])
     (line,) = capsys.readouterr().out.splitlines()
     shown = json.loads(line)
-    assert shown["task"] == "rocstories" and shown["target"] in train_t5.TARGETS
+    assert shown["task"] == "rocstories" and shown["target"] in choosing.TARGETS
     assert re.fullmatch("rocstories choice1: .* choice2: .* sentence: .*", shown["input"])
 
 
@@ -377,7 +377,7 @@ BAD = {
     "twice": (dict(dataset="glue,cola"), "cola is there 2 times"),
     "no train file": (dict(train_file=None), "needs --train_file"),
     "own option": (dict(dataset="cola", metric=["bleu"]), "--metric: goes with --dataset own"),
-    "of no use": (dict(dataset="rocstories", n_updates=3), "--n_updates, --decode_length: of no use"),
+    "of no use": (dict(dataset="rocstories", n_target=3), "--decode_length, --n_target: of no use"),
     "select": (dict(select="cola"), "--select is 'cola'"),
     "eval_every": (dict(eval_every=0), "--eval_every is 0"),
     "temperature": (dict(mixing_temperature=0), "--mixing_temperature is 0"),

@@ -14,6 +14,7 @@ import json
 import os
 from typing import Any, NamedTuple
 
+from ablations.lstm import make_model
 from formats.errors import BadInput, MissingInput
 from formats.files import load_tensors
 from formats.gpt_vocabulary import OPENAI_FILES
@@ -61,7 +62,8 @@ class Finetuned(NamedTuple):
         names = ", ".join(self.class_names)
         what = (names if len(names) <= 80 else f"{len(self.class_names)} classes") or \
             "a score from {} to {}".format(*task["score_range"])
-        return (f"Finetuned({task['name']}: {task['transformation']} into {what}; {sizes['n_layer']} layers of width "
+        layers = f"{sizes['n_layer']} layers" if "n_unit" not in sizes else f"an LSTM of {sizes['n_unit']} units"
+        return (f"Finetuned({task['name']}: {task['transformation']} into {what}; {layers} of width "
                 f"{sizes['n_embd']}, {self.settings['n_ctx']} positions)")
 
 
@@ -71,7 +73,8 @@ def files_of_run(args: Any, task: Any, encoder: TextEncoder, n_ctx: int) -> dict
     Args:
         args: its options. task: a gpt_tasks.Task. n_ctx: positions of the model.
     """
-    sizes = {name: getattr(args, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
+    more = ("architecture", "n_unit") if args.architecture == "lstm" else ()
+    sizes = {name: getattr(args, name) for name in ("n_embd", "n_head", "n_layer", "afn", *more)}
     described = {name: getattr(task, name) for name in TASK_KINDS}
     settings = {"task": described, "n_ctx": n_ctx, "n_ctx_asked": args.n_ctx, "sizes": sizes}
     merges = sorted(encoder.bpe_ranks, key=encoder.bpe_ranks.get)
@@ -140,9 +143,9 @@ def load_finetuned(folder: str) -> Finetuned:
         raise MissingInput(f"{path}: not found; the run has not come to its first evaluation yet")
     head = settings["task"]["head"]
     try:
-        model = DoubleHeadModel(DEFAULT_CONFIG | settings["sizes"], encoder.encoder[SPECIAL[-1]],
-                                head if isinstance(head, str) else tuple(head),
-                                vocab=len(encoder.encoder) + settings["n_ctx"], n_ctx=settings["n_ctx"])
+        model = make_model(DoubleHeadModel, DEFAULT_CONFIG | settings["sizes"], encoder.encoder[SPECIAL[-1]],
+                           head if isinstance(head, str) else tuple(head),
+                           vocab=len(encoder.encoder) + settings["n_ctx"], n_ctx=settings["n_ctx"])
         model.load_state_dict(load_tensors(path))
     except (RuntimeError, AttributeError, TypeError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split("\n")[1:2]).strip()[:150] or str(error)[:150]

@@ -29,7 +29,10 @@ from utils import ResultLogger, Stopped, read_log
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
 FREE_ON_RESUME = {"resume", "submit", "analysis", "save_every", "device", "log_dir", "save_dir", "submission_dir",
                   "data_dir", "model_dir", "encoder_path", "bpe_path", "out", "text", "valid_text", "compile",
-                  "train_file", "valid_file", "test_file", "cache_dir", "show", "show_split"}
+                  "train_file", "valid_file", "test_file", "cache_dir", "token_dir", "show", "show_split"}
+
+# What older checkpoints do not note, and had
+BEFORE = {"architecture": "transformer", "n_unit": None}
 
 # What a checkpoint notes besides the options -> what is said where it differs
 FROM_DATA = {"data": "the training and validation data are not those of then",
@@ -64,7 +67,9 @@ class Outcome(NamedTuple):
 
     def __repr__(self):
         logged = [] if self.log is None else [name.removeprefix("va_") for name in self.log if name.startswith("va_")]
-        metric = next((name for name in logged if name not in ("cost", "acc", "ppl")), "accuracy")
+        of_parts = tuple(f"{name}_" for name in logged)  # acc_high is of a part of the examples
+        metric = next((name for name in logged if name not in ("cost", "acc", "ppl")
+                       and not name.startswith(of_parts)), "accuracy")
         parts = [f"{name} {metric} {value:.2f} %" for name, value in self.accuracies.items()]
         if self.log is not None and len(self.log):
             last = self.log.iloc[-1]
@@ -123,10 +128,13 @@ def draw_orders(n_iter, n_train):
 
 
 class SeededOrders:
-    """A shuffled order for each epoch, drawn when it is asked for: for data sets of millions of examples.
+    """A shuffled order for each epoch, made when it is asked for: for data sets of millions of examples.
 
-    orders[epoch] is an int64 array of the numbers 0 .. n_train - 1.
+    orders[epoch] is an int64 array of the numbers 0 .. n_train - 1; of more than `drawn` examples a Shuffled, which
+    takes no memory.
     """
+
+    drawn = 1 << 20
 
     def __init__(self, seed, n_iter, n_train):
         self.seed, self.n_iter, self.n_train = seed, n_iter, n_train
@@ -135,7 +143,42 @@ class SeededOrders:
         return self.n_iter
 
     def __getitem__(self, epoch):
-        return np.random.default_rng([self.seed, epoch]).permutation(self.n_train)
+        rng = np.random.default_rng([self.seed, epoch])
+        return rng.permutation(self.n_train) if self.n_train <= self.drawn else Shuffled(rng, self.n_train)
+
+
+class Shuffled:
+    """The numbers 0 .. n - 1 in a random order that is computed, and kept nowhere: a slice of it is an int64 array.
+
+    A Feistel network (Luby and Rackoff 1988) permutes the numbers of an even count of bits: the right half goes to the
+    left, and a random function of it changes the other half. A number of n or more goes through it again, until it is
+    below n.
+
+    Args:
+        rng: draws the keys of the rounds.
+    """
+
+    def __init__(self, rng, n):
+        self.n, self.half = n, np.uint64(max(1, math.ceil((n - 1).bit_length() / 2)))
+        self.keys = rng.integers(1 << 64, size=6, dtype=np.uint64)
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, places):
+        numbers = self._permuted(np.arange(*places.indices(self.n), dtype=np.uint64))
+        while len(outside := np.nonzero(numbers >= self.n)[0]):
+            numbers[outside] = self._permuted(numbers[outside])
+        return numbers.astype(np.int64)
+
+    def _permuted(self, numbers):
+        mask = (np.uint64(1) << self.half) - np.uint64(1)
+        left, right = numbers >> self.half, numbers & mask
+        for key in self.keys:
+            mixed = (right + key) * np.uint64(0x9E3779B97F4A7C15)  # 2^64 by the golden ratio: spreads all bits
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+        return (left << self.half) | right
 
 
 def updates_per_epoch(n_train, args):
@@ -162,7 +205,7 @@ def load_checkpoint(path, model, optimizer, options):
     """
     saved = load_tensors(path)
     try:
-        theirs = saved["options"]
+        theirs = BEFORE | saved["options"]
         differ = [f"--{name} {theirs.get(name)!r} then, {value!r} now" for name, value in options.items()
                   if name not in FREE_ON_RESUME and name not in FROM_DATA and theirs.get(name) != value]
         # a checkpoint of before they were noted has some of them not

@@ -28,18 +28,24 @@ from utils import read_log, require_ranges
 UNDEFINED = -1e9     # the score of a metric that is not defined: below every other
 OWN = "own"
 OF_OWN = ("train_file", "valid_file", "test_file", "columns", "template", "metric")
-OF_TASKS = (*OF_OWN, "n_updates", "eval_every", "pack", "n_target", "decode_length", "mixing_limit",
-            "mixing_temperature", "select")
+OF_DECODING = ("pack", "decode_length", "mixing_limit", "mixing_temperature", "select")
+FORMS = {"choices": ("rocstories", "copa"), "answer": ("rocstories", "copa", OWN)}  # of questions; see choosing.py
 
 
 def add_options(parser):
-    """Add the options about data sets and what is done with the predictions. Those of no use to rocstories are None."""
+    """Add the options about data sets and what is done with the predictions. Those of no use to some are None."""
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", default="rocstories", metavar="NAME",
                       help=f"rocstories; {', '.join(TASKS)}; a mixture: {', '.join(MIXTURES)}, or names joined by "
                            f"commas; {OWN}: your files")
     data.add_argument("--data_dir", default="data/", help="folder with the data set's files, or the folder above it")
-    data.add_argument("--n_valid", type=int, default=374, help="rocstories: stories split off for validation")
+    data.add_argument("--form", choices=tuple(FORMS),
+                      help="how a question with candidate answers is asked: choices, the input lists them and the "
+                           "target names one (if nothing is given); answer, the target is the right one, and the "
+                           f"likeliest is chosen ({', '.join(FORMS['answer'])}, which then has the columns context, "
+                           "choice1, choice2, ..., label)")
+    data.add_argument("--n_valid", type=int, default=374,
+                      help="rocstories: stories split off for validation; and training examples that tr_cost is of")
     data.add_argument("--submission_dir", default="submission/", help="folder for the predictions on the test files")
     data.add_argument("--submit", action="store_true", help="predict the test files with the best parameters")
     data.add_argument("--analysis", action="store_true",
@@ -58,7 +64,7 @@ def add_options(parser):
     own.add_argument("--metric", nargs="+", choices=tuple(METRICS),
                      help="the first selects the best parameters (accuracy if none is given); f1 and exact_match "
                           "compare words as SQuAD does")
-    tasks = parser.add_argument_group("all data sets but rocstories")
+    tasks = parser.add_argument_group("data sets other than rocstories, which has the first two of these")
     tasks.add_argument("--n_updates", type=int, help="updates in all, in place of --n_iter; 0: evaluate only")
     tasks.add_argument("--eval_every", type=int, help="updates between evaluations, in place of one after each epoch")
     tasks.add_argument("--pack", action="store_const", const=True,
@@ -75,8 +81,8 @@ def add_options(parser):
 
 
 def is_task(args):
-    """Whether the run is about tasks of this file."""
-    return args.dataset != "rocstories"
+    """Whether the run is about tasks of this file, not of choosing.py."""
+    return args.dataset != "rocstories" and args.form != "answer"
 
 
 def chosen(args) -> dict[str, Task]:
@@ -111,26 +117,38 @@ def check_options(args):
     Raises:
         BadInput: naming the option, its value and what is allowed.
     """
-    if not is_task(args):
-        if args.show is not None:
-            require_ranges(args, {"show": (1, None)})
-        if args.analysis and not args.submit and args.show is None:
-            raise BadInput("--analysis needs the predictions: give --submit too")
-        unused = [f"--{name}" for name in OF_TASKS if getattr(args, name) is not None]
-        if unused:
-            raise BadInput(f"{', '.join(unused)}: of no use to --dataset rocstories; leave it out, or choose a task")
-        return
     given = {name: limits for name, limits in {
         "n_updates": (0, None), "eval_every": (1, None), "n_target": (2, None), "decode_length": (1, None),
         "mixing_limit": (1, None), "mixing_temperature": (1e-3, None), "show": (1, None)}.items()
         if getattr(args, name) is not None}
     require_ranges(args, given)
+    if args.form is not None and args.dataset not in FORMS[args.form]:
+        raise BadInput(f"--form {args.form}: goes with --dataset {', '.join(FORMS[args.form])}, not with "
+                       f"{args.dataset}")
+    if not is_task(args):
+        check_options_of_choosing(args)
+        return
     names = chosen(args)
     if args.select not in (None, "average", "each", *names):
         raise BadInput(f"--select is {args.select!r}, allowed is average, each, {', '.join(names)}")
     unused = [f"--{name}" for name in OF_OWN if getattr(args, name) is not None]
     if args.dataset != OWN and unused:
         raise BadInput(f"{', '.join(unused)}: goes with --dataset {OWN}, not with {args.dataset}")
+
+
+def check_options_of_choosing(args):
+    """Check what choosing.py is asked for; see check_options."""
+    if args.dataset == "rocstories" and args.analysis and not args.submit and args.show is None:
+        raise BadInput("--analysis needs the predictions: give --submit too")
+    files = ("train_file", "valid_file", "test_file") if args.dataset == OWN else ()
+    unused = [f"--{name}" for name in (*OF_OWN, *OF_DECODING, *["n_target"] * (args.form != "answer"))
+              if name not in files and getattr(args, name) is not None]
+    if unused:
+        raise BadInput(f"{', '.join(unused)}: of no use to --dataset {args.dataset}"
+                       + f" in the form {args.form}" * (args.form is not None) + "; leave it out, or choose a task")
+    for name in ("train_file", *["test_file"] * args.submit) if files else ():
+        if getattr(args, name) is None:
+            raise BadInput(f"--dataset {OWN} needs --{name}")
 
 
 def trained_on(tasks):
