@@ -127,8 +127,8 @@ def test_columns_and_templates_make_inputs(run, tmp_path, capsys):
         assert answered(run, capsys, file=tmp_path / name, template="{a} {b}") == expected
     assert answered(run, capsys, file=tmp_path / "new.jsonl") == expected
     settings = predict.load_finetuned(str(run / "save" / "mine"))
-    trained = settings._replace(settings=settings.settings | {"template": "{a} {b}"})
-    assert predict.texts_of(trained, str(tmp_path / "new.tsv")) == sources
+    trained = settings._replace(settings=settings.settings | {"template": "{b} {a}"})
+    assert predict.texts_of(trained, str(tmp_path / "new.tsv")) == [f"{row.b} {row.a}" for row in table.itertuples()]
     assert predict.texts_of(trained, str(tmp_path / "new.tsv"), {"input": "a"}) == list(table["a"])
     assert predict.texts_of(trained, str(run / "inputs.txt")) == sources
 
