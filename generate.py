@@ -32,7 +32,9 @@ from formats import progress, streams
 from formats.errors import BadInput, MissingInput, warn_once
 from formats.files import read_text, write_atomically
 from formats.gpt_files import read_pretrained
+from formats.gpt_weights import not_loaded
 from formats.hub import local_folder
+from formats.initial_values import filled
 from formats.lstm_files import holds_lstm
 from loss import word_loss
 from model_pytorch import ACT_FNS, LMModel, dotdict, load_openai_pretrained_model
@@ -40,7 +42,7 @@ from t5_decoding import STOP_EVERY, evaluation_mode, require_sampling, sample, s
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config
 from text_utils import SentencePieceEncoder, TextEncoder
 from training import corpus, options
-from training.precision import for_evaluation
+from training.precision import dtype_of, for_evaluation
 from utils import OneLineParser, require_ranges, run_script, select_device
 
 
@@ -58,8 +60,8 @@ def parse_args(argv):
     model.add_argument("--size", choices=tuple(T5_CONFIGS),
                        help="T5's size (default: what config.json in model_dir says)")
     options.add_device_option(model)
-    model.add_argument("--precision", choices=options.PRECISIONS, default="fp32",
-                       help="bf16: weights and matrix products in bfloat16")
+    model.add_argument("--precision", "--dtype", choices=options.PRECISIONS, default="fp32",
+                       help="bf16: weights and matrix products in bfloat16, in half of the memory")
     options.add_plain_option(model)
     text = p.add_argument_group("what is read")
     text.add_argument("--prompt", help="the text to start from; without it, prompts are read from standard input")
@@ -118,18 +120,20 @@ def check_args(args):
         raise BadInput(f"--out {args.out} is the file of the --prompts, which would be lost; give another name")
 
 
-def load_gpt(model_dir: str, n_head: int | None, afn: str | None, device: torch.device) -> tuple[LMModel, TextEncoder]:
+def load_gpt(model_dir: str, n_head: int | None, afn: str | None, device: torch.device,
+             dtype: torch.dtype | None = None) -> tuple[LMModel, TextEncoder]:
     """Return (LMModel in eval mode with all released positions, TextEncoder) of a folder of weights and vocabulary.
 
     Args:
         model_dir: of a GPT, or of the LSTM of ablations/lstm.py.
         n_head, afn: for weights without a config.json, which do not tell; None: what config.json says.
+        dtype: of a GPT's parameters; None: float32, which an LSTM's always are.
     Raises:
         MissingInput, BadInput: see load_openai_pretrained_model; or vocabulary and weights do not belong together; or
             n_head is not known, or not that of config.json.
     """
     is_lstm = holds_lstm(model_dir)
-    model = load_language_model(model_dir) if is_lstm else _load_transformer(model_dir, n_head, afn)
+    model = load_language_model(model_dir) if is_lstm else _load_transformer(model_dir, n_head, afn, dtype)
     encoder = TextEncoder.from_folder(model_dir)
     n_vocab = model.transformer.n_vocab - model.transformer.n_ctx
     if len(encoder) != n_vocab:
@@ -138,15 +142,18 @@ def load_gpt(model_dir: str, n_head: int | None, afn: str | None, device: torch.
     return model.to(device).eval(), encoder
 
 
-def _load_transformer(model_dir, n_head, afn):
+def _load_transformer(model_dir, n_head, afn, dtype):
     """Return the LMModel of a folder of a GPT's weights; see load_gpt."""
     released = read_pretrained(model_dir)
     _, n_ctx, n_vocab, n_embd, n_layer = released[:5]
     n_head, afn = options.settle_heads(n_head, afn, released, model_dir)
     cfg = dotdict(n_embd=n_embd, n_head=n_head, n_layer=n_layer, afn=afn, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)
-    model = LMModel(cfg, vocab=n_vocab + n_ctx, n_ctx=n_ctx)
-    load_openai_pretrained_model(model, n_transfer=n_layer, n_embd=n_embd, path=model_dir, verbose=False)
-    return model
+
+    def fill(model):
+        return not_loaded(model, load_openai_pretrained_model(model, n_transfer=n_layer, n_embd=n_embd, path=model_dir,
+                                                              verbose=False, released=released))
+
+    return filled(lambda: LMModel(cfg, vocab=n_vocab + n_ctx, n_ctx=n_ctx), fill, dtype)
 
 
 def with_positions(ids: torch.Tensor, first: int, n_vocab: int) -> torch.Tensor:
@@ -386,9 +393,9 @@ def main(argv=None):
     lines = None if args.prompts is None else read_prompts(args.prompts)
     device = select_device(args.device)
     say_where_bf16_is_slow(device, args.precision)
-    args.model_dir = local_folder(args.model_dir)
+    args.model_dir, dtype = local_folder(args.model_dir), dtype_of(args.precision)
     if args.model == "gpt":
-        model, encoder = load_gpt(args.model_dir, args.n_head, args.afn, device)
+        model, encoder = load_gpt(args.model_dir, args.n_head, args.afn, device, dtype)
         respond_to = continue_prompts
     else:
         encoder = SentencePieceEncoder.from_folder(args.model_dir)
@@ -396,9 +403,8 @@ def main(argv=None):
         if encoder.n_tokens > config["enc_num_tokens"]:
             raise BadInput(f"{args.model_dir}: the vocabulary has {encoder.n_tokens} ids with the sentinels, but the "
                            f"model only {config['enc_num_tokens']}; the two do not belong together")
-        model = T5(**config)
-        load_t5_pretrained_model(model, args.model_dir)
-        model.to(device).eval()
+        model = filled(lambda: T5(**config), lambda model: load_t5_pretrained_model(model, args.model_dir)["fresh"],
+                       dtype).to(device).eval()
         respond_to = answer_prompts
     model = for_evaluation(model, args.precision)
     if args.perplexity is not None:

@@ -53,7 +53,7 @@ from tasks.story_cloze import ENDINGS, SENTENCES
 from tasks.text_pairs import KINDS, read_inputs
 from training import answering, distributed, options
 from training.finetuned import Finetuned, load_finetuned, load_released_t5
-from training.precision import for_evaluation
+from training.precision import dtype_of, for_evaluation
 from utils import OneLineParser, require_ranges, run_script
 
 __all__ = ["predict", "vectors_of"]
@@ -75,7 +75,8 @@ def parse_args(argv):
     p.add_argument("--columns", nargs="+", metavar="NAME=COLUMN", help="names of the columns where they are others, "
                    "such as text=sentence; of a T5 input=COLUMN")
     p.add_argument("--n_batch", type=int, default=32, help="rows at a time")
-    p.add_argument("--precision", choices=options.PRECISIONS, default="fp32", help="bf16: products in bfloat16")
+    p.add_argument("--precision", "--dtype", choices=options.PRECISIONS, default="fp32",
+                   help="bf16: weights and matrix products in bfloat16, in half of the memory")
     options.add_device_option(p)
     options.add_plain_option(p)
     t5 = p.add_argument_group("answers of a T5")
@@ -357,9 +358,9 @@ def main(argv: list | None = None) -> None:
     args = parse_args(argv)
     check_outputs(args)
     if args.desc is None:
-        finetuned = load_released_t5(local_folder(args.model_dir), args.model)
+        finetuned = load_released_t5(local_folder(args.model_dir), args.model, dtype_of(args.precision))
     else:
-        finetuned = load_finetuned(os.path.join(args.save_dir, args.desc))
+        finetuned = load_finetuned(os.path.join(args.save_dir, args.desc), dtype_of(args.precision))
     is_t5 = isinstance(finetuned.model, T5)
     unused = [f"--{name}" for name in OF_T5 if getattr(args, name) is not None]
     if unused and not is_t5:

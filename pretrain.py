@@ -8,7 +8,7 @@ and writes the parameters that do best on the held-out part, with the vocabulary
                         config.json
     log/<desc>.jsonl    the arguments, then one line per evaluation: mean cost in nats per token and perplexity
                         (tr_: the first sequences of the training part, as many as are held out; va_: held out)
-    save/<desc>/        the vocabulary, best_params, and what --resume continues from
+    save/<desc>/        the vocabulary, best_params, what --resume continues from, and what --keep_at keeps
 `python train.py --model_dir my_model --n_embd ... --n_head ... --n_layer ...` then fine-tunes it. With --init_dir
 the training starts from another model folder and keeps its vocabulary. (Radford et al. 2018, section 4.1.)
 """
@@ -36,13 +36,14 @@ from formats.errors import BadInput, warn
 from formats.files import write_atomically, write_bytes
 from formats.gpt_files import read_pretrained
 from formats.hub import local_folder
+from formats.initial_values import filled
 from formats.lstm_files import FILE as LSTM_FILE
 from formats.lstm_files import read_lstm
 from formats.words import english_tokenizer
 from loss import word_loss
 from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
 from text_utils import TextEncoder
-from training import corpus, distributed, loop, options, pretraining, runs, token_files
+from training import corpus, distributed, kept, loop, options, pretraining, runs, token_files
 from training.precision import for_evaluation
 from utils import OneLineParser, require_ranges, run_script
 
@@ -272,6 +273,7 @@ def run(args, world, n_positions):
     if args.n_warmup >= n_updates_total:
         raise BadInput(f"--n_warmup is {args.n_warmup}, but the run has only {n_updates_total} updates; lower it, for "
                        f"example to {n_updates_total // 20}, or give more text or epochs")
+    kept.updates_to_keep(args.keep_at, n_updates_total)  # refuses what is beyond the end
     unigram = corpus.unigram_perplexity(train, held_out[:, 1:], n_vocab)
     if world.is_first:
         print(f"{train.size:,} tokens to train on, {held_out.size:,} held out (unigram perplexity {unigram:.1f}), "
@@ -282,19 +284,25 @@ def run(args, world, n_positions):
         if args.n_ctx > n_positions:
             raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {n_positions}, the positions in {start.path}")
     is_lstm = args.architecture == "lstm"
-    model = make_model(LMModel, args, n_vocab + n_positions, n_positions)
-    if args.init_from is not None:
-        runs.load(model, start, None, verbose=world.is_first)
-    elif args.init_dir is None:
+
+    def fill(model):
+        if args.init_from is not None:
+            runs.load(model, start, None, verbose=world.is_first)
+        elif args.init_dir is None:
+            return [name for name, _ in model.named_parameters()]
+        elif is_lstm:
+            load_pretrained_lstm(model, args.init_dir, verbose=world.is_first)
+        else:
+            load_openai_pretrained_model(model, n_transfer=args.n_layer, n_embd=args.n_embd, path=args.init_dir,
+                                         verbose=world.is_first)
+        return []
+
+    model = filled(lambda: make_model(LMModel, args, n_vocab + n_positions, n_positions), fill)
+    if args.init_from is None and args.init_dir is None:
         with torch.no_grad():
             for name, p in model.named_parameters():
                 if p.ndim > 1 and ".lstm." not in name:  # which torch draws by its number of units
                     p *= args.init_std / 0.02
-    elif is_lstm:
-        load_pretrained_lstm(model, args.init_dir, verbose=world.is_first)
-    else:
-        load_openai_pretrained_model(model, n_transfer=args.n_layer, n_embd=args.n_embd, path=args.init_dir,
-                                     verbose=world.is_first)
     model.to(world.device)
     optimizer = opt.OpenAIAdam(model.parameters(), lr=args.lr, schedule=args.lr_schedule,
                                warmup=args.n_warmup / n_updates_total, t_total=n_updates_total, b1=args.b1, b2=args.b2,

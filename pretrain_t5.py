@@ -32,9 +32,10 @@ from formats import progress
 from formats.errors import BadInput, is_first_process
 from formats.files import write_bytes
 from formats.hub import local_folder
+from formats.initial_values import filled
 from t5_pytorch import EOS, T5, T5_CONFIGS, export_t5_model, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import N_SENTINELS, SentencePieceEncoder
-from training import corpus, distributed, loop, options, pretraining, runs, token_files
+from training import corpus, distributed, kept, loop, options, pretraining, runs, token_files
 from training.precision import for_evaluation
 from training.span_corruption import corrupt, random_spans_helper
 from utils import OneLineParser, require_ranges, run_script
@@ -244,6 +245,7 @@ def run(args, world, tokens_length):
             if pretraining.is_on_disk(args) else load_data(args, folder, tokens_length)
         vocabulary = pretraining.read_files(folder, sorted(os.listdir(folder)))
     n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
+    kept.updates_to_keep(args.keep_at, n_updates_total)  # refuses what is beyond the end
 
     def corrupted(rows, rng):
         return corrupt(np.asarray(rows), encoder.sentinel(0), EOS, args.noise_density, args.mean_noise_span_length, rng)
@@ -260,13 +262,18 @@ def run(args, world, tokens_length):
               f"targets of {parts['va'][1].shape[1]} tokens (unigram perplexity of the targets {unigram:.1f}); "
               f"{encoder.n_tokens:,} in the vocabulary, {n_updates_total:,} updates")
 
-    model = T5(**model_config(args, encoder.n_tokens))
-    if args.init_from is not None:
-        runs.load(model, start, None, verbose=world.is_first)
-    elif args.init_dir is not None:
+    def fill(model):
+        if args.init_from is not None:
+            runs.load(model, start, None, verbose=world.is_first)
+            return []
+        if args.init_dir is None:
+            return [name for name, _ in model.named_parameters()]
         report = load_t5_pretrained_model(model, args.init_dir)
         if world.is_first:
             print(f"loaded {len(report['loaded'])} variables from {args.init_dir}")
+        return report["fresh"]
+
+    model = filled(lambda: T5(**model_config(args, encoder.n_tokens)), fill)
     model.to(world.device)
     optimizer = opt.Adafactor(model.parameters(), lr=lambda step: opt.rsqrt_schedule(step, args.n_warmup))
     loop.compile_blocks(args, model.encoder.block, model.decoder.block, dynamic=False)

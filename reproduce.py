@@ -4,6 +4,8 @@
     python reproduce.py --dataset cola --data_dir glue_data --seeds 3           another task of the paper
     python reproduce.py --t5 small --dataset glue --data_dir DATA --model_dir DIR --n_updates 20000
     python reproduce.py --t5 small --dataset rocstories --data_dir DATA --n_updates 460 -- --form answer
+    python reproduce.py --ablations                         table 5 on toy sets; see claims/ablations.py for real data
+    python reproduce.py --layers                            figure 2 (left); see claims/layers.py
     python reproduce.py --data_dir TOY --seeds 2 --out toy -- --n_transfer -1 --n_embd 96 --n_head 4 --n_layer 3
 
 First it checks weights and data and estimates the time, then it runs train.py with the authors' defaults (and with
@@ -40,6 +42,7 @@ import download_model
 import train
 import train_t5
 from ablations.lstm import make_model
+from claims import ablations, layers
 from formats import checks
 from formats.errors import BadInput, MissingInput, warn
 from formats.files import load_tensors, write_atomically
@@ -501,6 +504,9 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     if "--t5" in argv:
         return reproduce_t5(argv)
+    for flag, experiment in (("--ablations", ablations), ("--layers", layers)):
+        if flag in argv:
+            return experiment.main(argv)
     args, extra = parse_args(argv)
     commands = [train_command(args, extra, args.first_seed + i) for i in range(args.seeds)]
     runs = [train.parse_args(command) for command in commands]

@@ -32,7 +32,9 @@ from fast.devices import moved_to
 from fast.memory import give_back_free_pages
 from formats.errors import BadInput
 from formats.gpt_files import WHERE_FROM, read_pretrained
+from formats.gpt_weights import not_loaded
 from formats.hub import local_folder
+from formats.initial_values import filled
 from formats.lstm_files import read_lstm
 from loss import double_head_loss
 from model_pytorch import DoubleHeadModel, load_openai_pretrained_model
@@ -209,17 +211,22 @@ def run(args, world, n_vocab_pretrained):
         raise BadInput(f"--submit predicts the test split, but --dataset {args.dataset} has none here; "
                        + ("give --test_file" if args.dataset == task_data.OWN else "put its file into --data_dir"))
 
-    model = make_model(DoubleHeadModel, args, encoder.encoder["_classify_"], task.head,
-                       vocab=n_vocab + len(SPECIAL) + n_ctx, n_ctx=n_ctx)
     what = dict(path=args.model_dir, n_ctx=n_ctx, n_special=len(SPECIAL),
                 n_transfer=args.n_transfer if args.init_from is None else -1,
                 verbose=world.is_first and args.init_from is None)
-    if args.architecture == "lstm":
-        load_pretrained_lstm(model, **what)
-    else:
-        load_openai_pretrained_model(model, n_embd=args.n_embd, **what)
-    if args.init_from is not None:
-        runs.load(model, start, vocabulary, verbose=world.is_first)
+
+    def fill(model):
+        if args.architecture == "lstm":
+            report = load_pretrained_lstm(model, **what)
+        else:
+            report = load_openai_pretrained_model(model, n_embd=args.n_embd, **what)
+        if args.init_from is not None:
+            runs.load(model, start, vocabulary, verbose=world.is_first)
+            return []
+        return not_loaded(model, report)
+
+    model = filled(lambda: make_model(DoubleHeadModel, args, encoder.encoder["_classify_"], task.head,
+                                      vocab=n_vocab + len(SPECIAL) + n_ctx, n_ctx=n_ctx), fill)
     model.to(world.device)
     optimizer = make_optimizer(args, model, n_updates_total)
     loop.compile_blocks(args, model.transformer.h, dynamic=True)

@@ -35,6 +35,7 @@ from fast.memory import give_back_free_pages
 from formats import t5_vocabulary
 from formats.errors import BadInput, warn
 from formats.hub import local_folder
+from formats.initial_values import filled
 from t5_pytorch import (
     PAD,
     T5,
@@ -165,19 +166,24 @@ def run(args, world):
     encoder = SentencePieceEncoder.from_folder(args.model_dir)
     with open(t5_vocabulary.find_file(args.model_dir), "rb") as f:
         vocabulary = zlib.crc32(f.read())
-    model = T5(**model_config(args, encoder.n_tokens))
-    if args.init_from is not None:
-        runs.load(model, start, vocabulary, verbose=world.is_first)
-    elif args.from_scratch:
-        if world.is_first:
-            print("loaded nothing (--from_scratch)")
-    else:
+
+    def fill(model):
+        if args.init_from is not None:
+            runs.load(model, start, vocabulary, verbose=world.is_first)
+            return []
+        if args.from_scratch:
+            if world.is_first:
+                print("loaded nothing (--from_scratch)")
+            return [name for name, _ in model.named_parameters()]
         report = load_t5_pretrained_model(model, args.model_dir)
         if world.is_first:
             print(f"loaded {len(report['loaded'])} variables from {args.model_dir}")
             if args.model and not encoder.is_released:
                 warn(f"{args.model_dir}: the vocabulary is not that of the released T5 models (other pieces or "
                      "scores); python download_model.py brings that one")
+        return report["fresh"]
+
+    model = filled(lambda: T5(**model_config(args, encoder.n_tokens)), fill)
     model.to(world.device)
 
     optimizer = opt.Adafactor(model.parameters(), lr=args.lr)
@@ -199,10 +205,11 @@ def run(args, world):
         copy_t5_vocabulary(args.model_dir, folder)
         export_t5_model(model, folder)
     if args.analysis and world.is_first:
+        size = args.model or text_to_text.released_size(model)
         if text_to_text.is_task(args):
-            text_to_text.report(args)
+            text_to_text.report(args, size)
         elif args.dataset != "rocstories":
-            choosing.report(args, outcome)
+            choosing.report(args, outcome, size)
         else:
             analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
     return outcome

@@ -18,6 +18,7 @@ import torch
 
 from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart
 from t5_pytorch import EOS, PAD, T5_CONFIGS
+from training.answering import pad
 from training.precision import one_update
 from training.span_corruption import corrupt, random_spans_helper
 
@@ -26,13 +27,16 @@ SAME_MALLOC = "BENCHMARK_SAME_MALLOC"  # how the processes of a row are told of 
 
 FULL = dict(n_embd=768, n_head=12, n_layer=12, n_vocab=40478, stories=8, sequences=2, length=TEXT_CTX, new_tokens=64,
             t5={}, t5_batch=16, source=60, target=20, t5_sequences=4, examples=1497, updates=138, compiler="inductor",
-            gain=1)
+            gain=1, answered=dict(batch=32, labels=(256, (27, 11, 8, 66)), answers=(64, (175, 65, 60, 512)),
+                                  summaries=(16, (900, 400, 100, 512)), longest=(2, 30, 128)))
 # Odd sizes that are done in no time. This compiler compiles nothing: it shows that the traced model works. The gain of
 # the blocks' weights makes what is decoded depend on more than the last token.
 TINY = dict(n_embd=60, n_head=3, n_layer=2, n_vocab=203, stories=3, sequences=2, length=37, new_tokens=7,
             t5=dict(dim=48, enc_num_tokens=512, dec_num_tokens=512, enc_depth=2, dec_depth=2, enc_heads=3, dec_heads=3,
                     enc_dim_head=16, dec_dim_head=16, d_ff=80),
-            t5_batch=3, source=19, target=9, t5_sequences=2, examples=9, updates=2, compiler="eager", gain=6)
+            t5_batch=3, source=19, target=9, t5_sequences=2, examples=9, updates=2, compiler="eager", gain=6,
+            answered=dict(batch=3, labels=(7, (9, 3, 3, 19)), answers=(7, (12, 4, 3, 19)),
+                          summaries=(5, (17, 9, 5, 19)), longest=(2, 6, 9)))
 
 
 class Case(NamedTuple):
@@ -190,6 +194,43 @@ def t5_batch(case, batch):
         return (ids * (torch.arange(longest) < lengths)).to(case.device)
 
     return rows(case.size["source"]), rows(case.size["target"])
+
+
+def answered(case, kind):
+    """Return (sources, lengths): lists of ids as an evaluation has them, in a file's order, and tokens of each answer.
+
+    Args:
+        kind: 'labels', in the shape of SST-2: an answer of a word; 'answers', in the shape of SQuAD: of 5 tokens in the
+            mean; 'summaries', in the shape of CNN/Daily Mail: of 72. Sources have random words and end in EOS.
+    """
+    size, n_tokens, g = case.size["answered"], t5_config(case.size)["enc_num_tokens"], np.random.default_rng(0)
+    n, (mean, deviation, least, most) = size[kind]
+    longest = dict(zip(("labels", "answers", "summaries"), size["longest"], strict=True))[kind]
+    sources = [[*g.integers(2, n_tokens - 128, int(length) - 1).tolist(), EOS]
+               for length in np.clip(g.normal(mean, deviation, n), least, most)]
+    lengths = {"labels": np.full(n, 2), "answers": 1 + g.geometric(0.25, n),
+               "summaries": g.normal(0.56, 0.17, n) * longest}[kind]
+    return sources, torch.from_numpy(np.clip(lengths, 2, longest).astype(np.int64))
+
+
+def answered_batches(case, sources, lengths, ordered):
+    """Yield (numbers of the rows [b], src [b, s] padded with PAD, their lengths [b]), the batches of an evaluation.
+
+    Args:
+        ordered: the longest sources first; else in the file's order.
+    """
+    batch = case.size["answered"]["batch"]
+    order = sorted(range(len(sources)), key=lambda i: -len(sources[i])) if ordered else list(range(len(sources)))
+    for start in range(0, len(order), batch):
+        rows = torch.tensor(order[start:start + batch])
+        yield rows, pad([sources[i] for i in rows]).to(case.device), lengths[rows].to(case.device)
+
+
+def ended(logits, rows):
+    """Logits [b, ..., v] with EOS for certain in some rows, bool [b]; in place."""
+    logits[rows] = -torch.inf
+    logits[rows, ..., EOS] = 0
+    return logits
 
 
 def corrupted_batch(case):

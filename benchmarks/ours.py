@@ -6,6 +6,7 @@ import torch
 
 import fast.gpt
 import fast.t5
+import fast.t5_answers
 import loss
 import opt
 import t5_decoding
@@ -202,6 +203,45 @@ def t5_decode(case, plain=False, batch=1, beams=1):
     source, target = cases.t5_weights(case.size)
     operations = 2 * (source * int((src != PAD).sum()) + target * batch * beams * new)
     return Work(run, run, operations, _bytes_read(case, batch, source + target * new))
+
+
+class EndingDecoder(fast.t5.Decoder):
+    """A Decoder whose rows end after so many tokens each, as random weights end nowhere; lengths: int [b]."""
+
+    def __init__(self, lengths, *args):
+        super().__init__(*args)
+        self.lengths = lengths
+
+    def step(self, tokens, parents=None):
+        """As Decoder.step."""
+        return cases.ended(super().step(tokens, parents), self.lengths == self.position)
+
+    def keep(self, rows):
+        """As Decoder.keep."""
+        super().keep(rows)
+        self.lengths = self.lengths[rows]
+
+
+def t5_answers(case, plain=False, kind="labels", beams=1, leave=True):
+    """The answers to a file of inputs as train_t5.py's evaluation and predict.py find them; see cases.answered.
+
+    plain: of no use here. leave: False keeps rows that have ended in their batch.
+    """
+    sources, lengths = cases.answered(case, kind)
+    model, longest = for_evaluation(t5(case).eval(), case.precision), int(lengths.max())
+    decoding = fast.t5_answers if leave else t5_decoding
+
+    def run():
+        answers = torch.zeros(len(sources), longest, dtype=torch.int64)
+        for rows, src, of_rows in cases.answered_batches(case, sources, lengths, ordered=True):
+            given = dict(max_length=longest, decoder=partial(EndingDecoder, of_rows))
+            ids = (decoding.generate(model, src, src != PAD, **given) if beams == 1 else
+                   decoding.beam_search(model, src, src != PAD, beams=beams, alpha=0.6, **given))
+            answers[rows, :ids.size(1)] = ids.cpu()
+        return answers
+
+    source, target = cases.t5_weights(case.size)
+    return Work(run, run, 2 * (source * sum(map(len, sources)) + target * beams * int(lengths.sum())))
 
 
 def _bytes_read(case, batch, weights):

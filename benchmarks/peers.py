@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from benchmarks import cases, ours
 from benchmarks.cases import Work
-from t5_pytorch import PAD, checkpoint_names
+from t5_pytorch import EOS, PAD, checkpoint_names
 
 
 class Setting(NamedTuple):
@@ -301,6 +301,34 @@ def t5_decode(case, setting, batch, beams):
         with case.autocast(not setting.bf16_weights):
             return model.generate(src, attention_mask=(src != PAD).long(), max_new_tokens=new, min_new_tokens=new,
                                   num_beams=beams, do_sample=False, **cache)[:, 1:]
+
+    return Work(run, run)
+
+
+def t5_answers(case, setting, kind, beams, ordered):
+    """The answers to a file of inputs by transformers' generate; see ours.t5_answers.
+
+    Args:
+        ordered: with the longest sources first; else in the file's order, as its Trainer does.
+    """
+    sources, lengths = cases.answered(case, kind)
+    model, longest = their_t5(case, setting).eval(), int(lengths.max())
+    cache = dict(cache_implementation="static") if setting.compiled else {}
+
+    def run():
+        answers = torch.zeros(len(sources), longest, dtype=torch.int64)
+        for rows, src, of_rows in cases.answered_batches(case, sources, lengths, ordered):
+            of_beams = of_rows.repeat_interleave(beams)
+
+            def ended(ids, scores, of_beams=of_beams):
+                return cases.ended(scores, of_beams == ids.shape[1])
+
+            with case.autocast(not setting.bf16_weights):
+                ids = model.generate(src, attention_mask=(src != PAD).long(), max_new_tokens=longest, num_beams=beams,
+                                     do_sample=False, logits_processor=[ended], **cache)[:, 1:]
+            after = (ids == EOS).cumsum(1) - (ids == EOS).int() > 0  # which a beam search fills with EOS
+            answers[rows, :ids.size(1)] = ids.masked_fill(after, PAD).cpu()
+        return answers
 
     return Work(run, run)
 

@@ -66,6 +66,15 @@ def _t5_decode(batch, beams):
            for t in ("float32", "int8")}}, plain=batch == 1)
 
 
+def _t5_answers(kind, beams=1):
+    what, choices = dict(kind=kind, beams=beams), settings("sdpa", "eager", predicts=True)
+    theirs = {f"transformers, {order}": (partial(peers.t5_answers, ordered=ordered, **what), choices)
+              for order, ordered in (("sorted", True), ("in order", False))}
+    stay = partial(ours.t5_answers, leave=False, **what)
+    return Row(partial(ours.t5_answers, **what), theirs | {
+        "ours, all rows stay": (lambda case, setting: stay(case), no_choice)}, plain=False)
+
+
 ROWS = {
     "gpt-train": Row(ours.gpt_train, {"transformers": (peers.gpt_train, settings("eager"))}),
     "gpt-pretrain": Row(ours.gpt_pretrain, {"transformers' GPT-2": (peers.gpt2_pretrain, settings("sdpa", "eager"))}),
@@ -81,6 +90,9 @@ ROWS = {
     "t5-greedy-16": _t5_decode(16, 1),
     "t5-beam4-1": _t5_decode(1, 4),
     "t5-beam4-16": _t5_decode(16, 4),
+    "t5-labels": _t5_answers("labels"),                       # as of SST-2
+    "t5-answers": _t5_answers("answers"),                     # as of SQuAD
+    "t5-summaries": _t5_answers("summaries", beams=4),        # as of CNN/Daily Mail
     # a whole default update of ours, 4 towers of 8 stories, against one batch of 8 of theirs
     "gpt-default-update-memory": Row(partial(ours.gpt_train, towers=4),
                                      {"transformers": (peers.gpt_train, settings("eager"))}, same_work=False,

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from formats.config_files import AGAIN, read_json
 from formats.errors import BadInput, MissingInput
 from formats.files import is_lfs_pointer
+from formats.mapped import MappedFiles
 
 FORMS = (("model", ".safetensors"), ("pytorch_model", ".bin"))  # as transformers names them, preferred one first
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -207,7 +208,14 @@ def plain_names(tensors, path):
 
 def same(a, b):
     """Whether two tensors are equal in type, shape and values."""
-    return a.dtype == b.dtype and a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.data_ptr() == b.data_ptr():
+        return True
+    equal, files = torch.equal(a, b), MappedFiles()
+    files.give_back(a)
+    files.give_back(b)
+    return equal
 
 
 def merge_copies(tensors, names, path):

@@ -63,6 +63,24 @@ def test_value_and_gradients_are_the_plain_ones(rows, n_in, n_out, transposed, b
 
 
 @ONEDNN
+@pytest.mark.parametrize("n_in, n_out", [(24, 40), (24, 37), (37, 24), (13, 7)])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_row_is_read_in_pieces_where_nothing_is_learned(monkeypatch, n_in, n_out, transposed, bias):
+    x, w, b = operands((1,), n_in, n_out, transposed, bias)
+    w, pieces, bmm = w.t() if transposed else w, [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *a: pieces.append(len(a[0])) or bmm(*a))
+    matmul(x, w, b)
+    assert not pieces
+    with torch.no_grad():
+        torch.testing.assert_close(matmul(x, w, b), plain(x, w, b), rtol=1e-5, atol=1e-5)
+        assert pieces == [{40: 8, 24: 8}.get(n_out, 1) if transposed else {24: 2}.get(n_in, 1)]
+        wide = torch.cat([w, w + 1], 1)[:, :n_out] if not transposed else torch.cat([w.t(), w.t()], 1)[:, :n_in].t()
+        torch.testing.assert_close(matmul(x, wide, b), plain(x, wide, b), rtol=1e-5, atol=1e-5)
+    assert len(pieces) == 1  # a part of a larger matrix is left to oneDNN
+
+
+@ONEDNN
 def test_fast_path_is_taken_for_float32_on_a_cpu_only(monkeypatch):
     taken = []
     product = matmul_module._OneDNNProduct.apply

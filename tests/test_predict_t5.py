@@ -1,5 +1,6 @@
 """predict.py for a T5: answers, their log-probabilities, vectors; from a run's folder alone and from a released one."""
 
+import random
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from cloze_data import options, write_data_dir
 from pretraining import argv
 from small_t5 import near
+from test_t5_tasks import damaged
 from test_text_to_text import SIZES, pairs
 
 import explore
@@ -19,12 +21,16 @@ import train_t5
 from formats.errors import BadInput
 from pretrain_t5 import learn_vocabulary
 from t5_pytorch import EOS, T5_CONFIGS
+from tasks.text_pairs import read_inputs
 from utils import run_script
 
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return learn_vocabulary([" ".join(row) for row in pairs(200)] + ["new one old two context question"] * 9, 44)
+    draw = random.Random(5)
+    words = "answer context question entailment acceptable premise hypothesis".split()
+    return learn_vocabulary([" ".join(row) for row in pairs(200)]
+                            + [" ".join(draw.sample(words, 4)) for _ in range(60)], 34)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +46,13 @@ def run(tmp_path_factory, vocabulary):
     train_t5.main(argv(folder, dict(
         desc="mine", dataset="own", train_file=folder / "train.tsv", valid_file=folder / "valid.tsv",
         test_file=folder / "test.tsv", submit=True, submission_dir=folder / "submission", model_dir=folder / "t5",
-        from_scratch=True, n_batch=4, n_gpu=2, n_iter=3, lr=0.02, dropout=0, decode_length=6, n_ctx=9, **SIZES)))
+        from_scratch=True, n_batch=4, n_gpu=2, n_iter=3, lr=0.02, dropout=0, decode_length=6, n_ctx=20, **SIZES)))
     return folder
 
 
 def line(run, **changes):
     settings = dict(desc="mine", file=run / "inputs.txt", save_dir=run / "save", device="cpu", n_batch=4) | changes
-    return [word for name, value in settings.items() if value not in (None, False)
+    return [word for name, value in settings.items() if value is not None and value is not False
             for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
 
 
@@ -76,10 +82,10 @@ def test_inputs_are_answered_as_submit_does_from_the_run_s_folder_alone(run, tmp
 def test_scores_are_log_probabilities_of_the_answers_in_order(run, capsys, beams, plain):
     lines = [line.split("\t") for line in answered(run, capsys, beams=beams, scores=True, plain=plain)]
     model, encoder, _, settings = explore.load_finetuned(str(run / "save" / "mine"))
-    assert settings["n_ctx"] == 9 and settings["decode_length"] == 6
+    assert settings["n_ctx"] == 20 and settings["decode_length"] == 6
     values = set()
     for (value, text), (source, _) in zip(lines, pairs(9, seed=9), strict=True):
-        src = torch.tensor([[*encoder.encode([source], verbose=False)[0][:8], EOS]])
+        src = torch.tensor([[*encoder.encode([source], verbose=False)[0][:19], EOS]])
         if beams > 1:
             ids, score = t5_decoding.beam_search(model, src, None, 6, beams, return_scores=True)
             n = (ids[0].tolist() + [EOS]).index(EOS) + 1 if EOS in ids[0] else ids.shape[1]
@@ -123,8 +129,8 @@ def test_columns_and_templates_make_inputs(run, tmp_path, capsys):
         assert answered(run, capsys, file=tmp_path / name, template="{a} {b}") == expected
     assert answered(run, capsys, file=tmp_path / "new.jsonl") == expected
     settings = predict.load_finetuned(str(run / "save" / "mine"))
-    trained = settings._replace(settings=settings.settings | {"template": "{a} {b}"})
-    assert predict.texts_of(trained, str(tmp_path / "new.tsv")) == sources
+    trained = settings._replace(settings=settings.settings | {"template": "{b} {a}"})
+    assert predict.texts_of(trained, str(tmp_path / "new.tsv")) == [f"{row.b} {row.a}" for row in table.itertuples()]
     assert predict.texts_of(trained, str(tmp_path / "new.tsv"), {"input": "a"}) == list(table["a"])
     assert predict.texts_of(trained, str(run / "inputs.txt")) == sources
 
@@ -136,9 +142,12 @@ def test_vectors_are_means_of_the_encoder_s_last_states(run, tmp_path, capsys, p
     assert vectors.shape == (9, 18) and vectors.dtype == np.float32
     model, encoder, _, _ = explore.load_finetuned(str(run / "save" / "mine"))
     texts = [row[0] for row in pairs(9, seed=9)]
-    cut = [encoder.decode(encoder.encode([text], verbose=False)[0][:8]) for text in texts]
-    want = explore.sentence_vectors(model, encoder, cut)
-    assert near(torch.from_numpy(vectors), want, 1e-5)
+    rows = [[*ids[:19], EOS] for ids in encoder.encode(texts, verbose=False)]
+    want = [explore.means(explore.hidden_states(model, explore.batch_of_ids(model, [ids])).encoder[-1],
+                          torch.ones(1, len(ids), dtype=torch.bool))[0] for ids in rows]
+    assert near(torch.from_numpy(vectors), torch.stack(want), 1e-5) and len({len(ids) for ids in rows}) > 2
+    found = torch.from_numpy(predict.vectors_of(explore.load_finetuned(str(run / "save" / "mine")), ["low", "new"]))
+    assert near(found, explore.sentence_vectors(model, encoder, ["low", "new"]), 1e-5)
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -204,6 +213,27 @@ def test_files_that_cannot_be_answered_get_one_line(run, tmp_path, capsys, kind)
         (tmp_path / name).write_bytes(data)
     assert message in refused(line(run, file=tmp_path / name, out=tmp_path / "out.txt"), capsys)
     assert not (tmp_path / "out.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.tsv", "a.csv", "a.jsonl"])
+def test_damaged_inputs_give_texts_or_one_line(tmp_path, name):
+    rows = [(f'sentence: {source} {sign}', target) for (source, target), sign in zip(
+        pairs(6, seed=3), ["\u00e4", "'", "{}", "\U0001f600", "\u2028", "<extra_id_0>"], strict=True)]
+    table = pd.DataFrame(rows, columns=["input", "text"])
+    text = {"a.txt": "".join(f"{source}\n" for source, _ in rows), "a.csv": table.to_csv(index=False),
+            "a.tsv": "".join("\t".join(row) + "\n" for row in rows),
+            "a.jsonl": table.to_json(orient="records", lines=True, force_ascii=False)}[name]
+    path, draw, refused = tmp_path / name, random.Random(name), 0
+    path.write_text(text, encoding="utf-8", newline="")
+    assert read_inputs(str(path)) == [row[0] for row in rows]
+    for _ in range(150):
+        path.write_bytes(damaged(text.encode(), draw))
+        try:
+            assert all(text.encode() is not None for text in read_inputs(str(path)))
+        except BadInput as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 500 and str(path) in str(error)
+    assert refused > 5
 
 
 def test_options_and_folders_that_do_not_fit_get_one_line(run, tmp_path, capsys):

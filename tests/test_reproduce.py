@@ -319,11 +319,8 @@ def test_the_authors_setting_departs_in_nothing(small_vocabulary):
     assert reproduce.changed_options(train.parse_args(["--desc", "x", "--lr", "1"])) == ["--lr 1.0"]
 
 
-def test_the_picture_has_a_dot_for_every_seed(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(analysis, "_save", lambda figure, out: figures.append(figure))
-    analysis.draw_seeds({44: 80.0, 42: 70.0, 43: 75.0}, str(tmp_path / "x.png"), {"paper": 86.5})
-    axes = figures[0].axes[0]
+def test_the_picture_has_a_dot_for_every_seed(tmp_path):
+    axes = analysis.draw_seeds({44: 80.0, 42: 70.0, 43: 75.0}, str(tmp_path / "x.png"), {"paper": 86.5}).axes[0]
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert lines == {"median: 75.00": [75, 75], "paper": [86.5, 86.5], "one seed": [70, 75, 80]}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["42", "43", "44"]

@@ -12,10 +12,14 @@ import json
 import os
 from typing import Any, NamedTuple
 
+import torch
+
 from ablations.lstm import make_model
 from formats.errors import BadInput, MissingInput
 from formats.files import load_tensors
 from formats.gpt_vocabulary import OPENAI_FILES
+from formats.initial_values import filled
+from formats.mapped import load_state_dict
 from model_pytorch import ACT_FNS, DEFAULT_CONFIG, DoubleHeadModel
 from t5_pytorch import T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config
 from tasks.layout import SPECIAL
@@ -122,29 +126,29 @@ def read_settings(folder: str) -> dict:
     return settings
 
 
-def load_finetuned(folder: str) -> Finetuned:
+def load_finetuned(folder: str, dtype: torch.dtype | None = None) -> Finetuned:
     """Return the fine-tuned model in the folder of a run, with its encoder and the names of its classes.
 
     Args:
         folder: such as save/NAME, of train.py or train_t5.py; or of a released T5. Nothing else is read.
+        dtype: of the parameters; torch.bfloat16 takes half of the memory. None: float32.
     Raises:
         MissingInput, BadInput: a file is not there or damaged, or they do not belong together.
     """
     settings = read_settings(folder)
     if settings.get("model") == "t5":
-        return _finetuned_t5(folder, settings)
+        return _finetuned_t5(folder, settings, dtype)
     encoder = TextEncoder.from_folder(folder)
     for name in SPECIAL:
         encoder.encoder[name] = len(encoder.encoder)
     path = os.path.join(folder, "best_params")
     if not os.path.isfile(path):
         raise MissingInput(f"{path}: not found; the run has not come to its first evaluation yet")
-    head = settings["task"]["head"]
+    head, n_ctx = settings["task"]["head"], settings["n_ctx"]
     try:
-        model = make_model(DoubleHeadModel, DEFAULT_CONFIG | settings["sizes"], encoder.encoder[SPECIAL[-1]],
-                           head if isinstance(head, str) else tuple(head),
-                           vocab=len(encoder.encoder) + settings["n_ctx"], n_ctx=settings["n_ctx"])
-        model.load_state_dict(load_tensors(path))
+        model = filled(lambda: make_model(DoubleHeadModel, DEFAULT_CONFIG | settings["sizes"],
+                                          encoder.encoder[SPECIAL[-1]], head if isinstance(head, str) else tuple(head),
+                                          vocab=len(encoder.encoder) + n_ctx, n_ctx=n_ctx), _fill_from(path), dtype)
     except (RuntimeError, AttributeError, TypeError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split("\n")[1:2]).strip()[:150] or str(error)[:150]
         raise BadInput(f"{path}: does not fit {TASK_FILE} and the vocabulary beside it ({reason}); the files are of "
@@ -152,7 +156,7 @@ def load_finetuned(folder: str) -> Finetuned:
     return Finetuned(model.eval(), encoder, tuple(settings["task"]["classes"]), settings)
 
 
-def _finetuned_t5(folder, settings):
+def _finetuned_t5(folder, settings, dtype):
     """load_finetuned for a T5: the best parameters so far; a released folder has its own."""
     if not os.path.isfile(os.path.join(folder, "config.json")):
         raise MissingInput(f"{os.path.join(folder, 'config.json')}: not found; the folder of a run of train_t5.py gets "
@@ -160,13 +164,12 @@ def _finetuned_t5(folder, settings):
     path = os.path.join(folder, "best_params")
     if not os.path.isfile(path) and settings is not RELEASED and os.path.isfile(f"{path}.previous"):
         raise MissingInput(f"{path}: not found; the run has not come to its first evaluation yet")
-    encoder, model = SentencePieceEncoder.from_folder(folder), T5(**read_t5_config(folder))
-    _require_words(folder, encoder, model)
     if not os.path.isfile(path):
-        load_t5_pretrained_model(model, folder)
-        return Finetuned(model.eval(), encoder, (), settings)
+        return load_released_t5(folder, dtype=dtype)._replace(settings=settings)
+    encoder, config = SentencePieceEncoder.from_folder(folder), read_t5_config(folder)
+    _require_words(folder, encoder, config)
     try:
-        model.load_state_dict(load_tensors(path))
+        model = filled(lambda: T5(**config), _fill_from(path), dtype)
     except (RuntimeError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split("\n")[1:2]).strip()[:150] or str(error)[:150]
         raise BadInput(f"{path}: does not fit config.json beside it ({reason}); the files are of different runs, or "
@@ -174,24 +177,30 @@ def _finetuned_t5(folder, settings):
     return Finetuned(model.eval(), encoder, (), settings)
 
 
-def load_released_t5(folder: str, size: str | None = None) -> Finetuned:
+def _fill_from(path):
+    """Return the function for `filled` that loads all parameters from a file of a run."""
+    def fill(model):
+        load_state_dict(model, load_tensors(path, mapped=True))
+        return []
+    return fill
+
+
+def load_released_t5(folder: str, size: str | None = None, dtype: torch.dtype | None = None) -> Finetuned:
     """Return a released T5 as load_finetuned does.
 
     Args:
         folder: with vocabulary and checkpoint, see load_t5_pretrained_model. size: a key of T5_CONFIGS; None: what
-            config.json says.
+            config.json says. dtype: of the parameters; None: float32.
     Raises:
         MissingInput, BadInput: a file is not there or damaged, or they do not belong together.
     """
-    encoder = SentencePieceEncoder.from_folder(folder)
-    model = T5(**(T5_CONFIGS[size] if size else read_t5_config(folder)))
-    _require_words(folder, encoder, model)
-    load_t5_pretrained_model(model, folder)
+    encoder, config = SentencePieceEncoder.from_folder(folder), T5_CONFIGS[size] if size else read_t5_config(folder)
+    _require_words(folder, encoder, config)
+    model = filled(lambda: T5(**config), lambda model: load_t5_pretrained_model(model, folder)["fresh"], dtype)
     return Finetuned(model.eval(), encoder, (), RELEASED)
 
 
-def _require_words(folder, encoder, model):
-    rows = model.shared.num_embeddings if model.tie_token_emb else model.encoder.embedding.num_embeddings
-    if encoder.n_tokens > rows:
+def _require_words(folder, encoder, config):
+    if encoder.n_tokens > config["enc_num_tokens"]:
         raise BadInput(f"{folder}: the vocabulary has {encoder.n_tokens} ids with the sentinels, but the model only "
-                       f"{rows}; the two do not belong together")
+                       f"{config['enc_num_tokens']}; the two do not belong together")

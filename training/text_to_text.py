@@ -13,6 +13,7 @@ import numpy as np
 
 from formats.errors import BadInput, warn
 from formats.files import load_tensors, save_tensors
+from t5_pytorch import T5_CONFIGS
 from tasks import t5_metrics
 from tasks.t5_published import PUBLISHED, SIZES
 from tasks.t5_submission import file_name, write_predictions
@@ -361,10 +362,20 @@ def best_line(lines, names, select):
     return max(lines, key=score)
 
 
-def report(args):
-    """Print the best validation results in the run's log beside the paper's."""
+def released_size(model):
+    """The key of T5_CONFIGS whose sizes a T5 has, or None."""
+    attention, last = model.encoder.block[0].layer[0].SelfAttention, model.encoder.block[0].layer[-1].DenseReluDense
+    d_ff, inner = last.wo.weight.shape[1], attention.q.weight.shape[0]
+    found = dict(dim=model.dim, d_ff=d_ff, enc_heads=attention.heads, enc_dim_head=inner // attention.heads,
+                 enc_depth=len(model.encoder.block), dec_depth=len(model.decoder.block), tie_logits=model.tie_logits,
+                 feed_forward="gated-gelu" if last.gated else "relu")
+    return next((name for name, config in T5_CONFIGS.items() if found.items() <= config.items()), None)
+
+
+def report(args, size):
+    """Print the best validation results in the run's log beside the paper's for a size, see released_size."""
     lines, names = read_log(loop.paths(args)["log"])[1:], chosen(args)
-    size = SIZES.index(args.model) if args.model in SIZES else None
+    size = SIZES.index(size) if size in SIZES else None
     print("best parameters on validation, in percent")
     for name in (*names, *(("glue", "super_glue") if len(names) > 1 else ())):
         best = best_line(lines, names, name if args.select == "each" else args.select)
