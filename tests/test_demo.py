@@ -115,7 +115,7 @@ def test_quick_demo_of_t5(tmp_path, capsys):
     assert (tmp_path / "seed42-quick" / "curves-t5.png").is_file()
 
 
-@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--seed", "-1"], ["--full", "--t5"]])
+@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--seed", "-1"], ["--full", "--t5"], ["--tasks", "--t5"]])
 def test_mistakes_get_one_line(tmp_path, capfd, wrong):
     assert run_script(demo.main, ["--out", str(tmp_path), *wrong]) == 2
     assert capfd.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
