@@ -4,6 +4,7 @@
     python demo.py --t5         the same with T5
     python demo.py --seeds 5    fine-tune with 5 seeds: medians and ranges (--seed is the first of them)
     python demo.py --full       also fine-tune with 0, 1, 2, ... transferred layers
+    python demo.py --tasks      also fine-tune on toy sets for classification, entailment and similarity
 
 Calls toy.stories, pretrain.py, train.py, generate.py and analysis.py as anybody would from a shell, and prints each
 command. Everything is written under --out; what is there already from the same settings is used again.
@@ -26,23 +27,31 @@ import train
 import train_t5
 from formats.errors import BadInput, warn
 from tasks import metrics, story_cloze
-from toy import stories
+from tasks.gpt_tasks import GPT_TASKS
+from toy import glue, stories
 from utils import OneLineParser, reached_epoch, require_ranges, run_script
 
+# Half of the grammar's topics, so that half the stories and half the time show the claim
+STORIES = {"n_text": 10000, "n_cloze": 1500, "n_topics": 12}
 # The narrow width makes larger initial weights and rates learn sooner; the rest are the scripts' defaults.
 GPT = {"n_embd": 96, "n_head": 4, "n_layer": 3}
 GPT_PRETRAIN = GPT | {"n_ctx": 104, "n_merges": 1400, "n_chars": 80, "n_batch": 10, "n_iter": 1, "lr": 4e-3,
                       "n_warmup": 60, "init_std": 0.06, "embd_pdrop": 0, "attn_pdrop": 0, "resid_pdrop": 0,
                       "held_out": 0.02, "save_every": 0}
-GPT_FINETUNE = GPT | {"n_ctx": 104, "lr": 2e-3, "save_every": 0}
+# Updates of 8 examples: as many as this in the same time bring every seed past the start, where updates of 32 at twice
+# the rate leave some seeds, those without the LM term above all, near chance.
+GPT_FINETUNE = GPT | {"n_ctx": 104, "n_gpu": 1, "n_iter": 2, "lr": 1e-3, "save_every": 0}
 # variant -> options of train.py
 GPT_VARIANTS = {"from scratch": {"n_transfer": -1},
                 "pre-trained, no LM term": {"n_transfer": GPT["n_layer"], "lm_coef": 0},
                 "pre-trained": {"n_transfer": GPT["n_layer"]}}
+# the toy sets of --tasks: data set -> (metric, its value by chance in percent); the best is 100, see toy/glue.py
+TASKS = {"sst2": ("acc", 50), "rte": ("acc", 50), "mrpc": ("acc", 50), "stsb": ("pearson", 0)}
+TASK_FINETUNE = GPT_FINETUNE | {"n_batch": 16, "n_gpu": 1, "n_iter": 3}
 T5 = {"d_model": 96, "d_ff": 192, "n_head": 4, "d_kv": 24, "n_layer": 2}
 T5_PRETRAIN = T5 | {"n_pieces": 1000, "n_ctx": 104, "n_batch": 16, "n_iter": 2, "n_warmup": 4000, "dropout": 0,
                     "held_out": 0.02, "save_every": 0}
-T5_FINETUNE = {"form": "answer", "n_iter": 3, "lr": 3e-3, "save_every": 0}
+T5_FINETUNE = {"form": "answer", "n_iter": 2, "lr": 3e-3, "save_every": 0}
 T5_VARIANTS = {"from scratch": T5 | {"from_scratch": True}, "pre-trained": {}}
 OTHER_FORM = """
 With both endings in the input and choice1 or choice2 as the target (train_t5.py without --form answer) a model of this
@@ -57,6 +66,7 @@ def parse_args(argv):
     p.add_argument("--seeds", type=int, default=1, help="seeds of fine-tuning, --seed and those after it")
     p.add_argument("--quick", action="store_true", help="few stories and one epoch: shows the path, not the claim")
     p.add_argument("--full", action="store_true", help="also accuracy against transferred layers (layers.png)")
+    p.add_argument("--tasks", action="store_true", help="also the toy sets for the paper's other kinds of tasks")
     p.add_argument("--t5", action="store_true", help="T5 instead of GPT")
     return p.parse_args(argv)
 
@@ -88,29 +98,54 @@ def make_stories(folder, seed, quick):
     """Write toy stories and cloze files once; return their paths (text file, data folder)."""
     text, data = os.path.join(folder, "stories.txt"), os.path.join(folder, "data")
     if not os.path.isfile(text):  # written last
-        words = ["--data_dir", data, "--text", text, "--seed", str(seed)]
-        call(stories, words + (["--n_text", "1500", "--n_cloze", "600"] if quick else []))
-    print(f"\nA toy story: {stories.unlabelled(1, seed)[0]}")
-    row = stories.cloze(1, seed, "test")[0]
+        options = {"data_dir": data, "text": text, "seed": seed} | STORIES
+        call(stories, command_line(options | ({"n_text": 1500, "n_cloze": 600} if quick else {})))
+    print(f"\nA toy story: {stories.unlabelled(1, seed, STORIES['n_topics'])[0]}")
+    row = stories.cloze(1, seed, "test", STORIES["n_topics"])[0]
     print(f"A cloze: {' '.join(row[1:5])}\n    1: {row[5]}\n    2: {row[6]}\n    right: {row[7]}")
     return text, data
 
 
 def fine_tune(script, folder, desc, options):
     """Fine-tune unless this very run is there already; return (log, for each test story whether it was right)."""
-    submission = os.path.join(folder, "submission", desc)
     data_dir = os.path.join(folder, "data")
-    words = command_line({"dataset": "rocstories", "desc": desc} | options | {
-        "submit": True, "analysis": True, "data_dir": data_dir,
-        "log_dir": os.path.join(folder, "log"), "save_dir": os.path.join(folder, "save"),
-        "submission_dir": submission})
-    file, log = os.path.join(submission, "ROCStories.tsv"), os.path.join(folder, "log", f"{desc}.jsonl")
+    log, file = run_once(script, folder, desc, {"dataset": "rocstories", "data_dir": data_dir} | options,
+                         "ROCStories.tsv")
+    labels = story_cloze._rocstories(os.path.join(data_dir, story_cloze.TEST_FILE))[3]
+    return log, np.array(analysis.read_submission(file)) == labels
+
+
+def run_once(script, folder, desc, options, submission):
+    """Fine-tune unless this very run is there already; return the paths of its log and of its submission."""
+    submission_dir = os.path.join(folder, "submission", desc)
+    words = command_line({"desc": desc} | options | {
+        "submit": True, "analysis": True, "log_dir": os.path.join(folder, "log"),
+        "save_dir": os.path.join(folder, "save"), "submission_dir": submission_dir})
+    file = os.path.join(submission_dir, submission)
     if finished(script, words, file):
         print(f"\n{desc}: already there")
     else:
         call(script, words)
-    labels = story_cloze._rocstories(os.path.join(data_dir, story_cloze.TEST_FILE))[3]
-    return log, np.array(analysis.read_submission(file)) == labels
+    return os.path.join(folder, "log", f"{desc}.jsonl"), file
+
+
+def show_tasks(folder, settings, seed, quick):
+    """Fine-tune on the toy sets, from scratch and pre-trained, and print what was reached on their dev files."""
+    data_dir, table = os.path.join(folder, "glue"), []
+    if not os.path.isfile(os.path.join(data_dir, "STS-B", "test.tsv")):  # written last
+        call(glue, ["--data_dir", data_dir, "--seed", str(seed)]
+             + (["--n_train", "96", "--n_dev", "40"] if quick else []))
+    for name, (metric, chance) in TASKS.items():
+        row = []
+        for variant in ("from scratch", "pre-trained"):
+            options = {"dataset": name, "data_dir": data_dir, "seed": seed} | settings | GPT_VARIANTS[variant]
+            log, _ = run_once(train, folder, f"gpt-{name}-{variant.replace(' ', '-')}-{seed}", options,
+                              GPT_TASKS[name].submission["test"])
+            row.append(analysis.best_evaluation(log, f"va_{metric}")[f"va_{metric}"])
+        table.append(f"    {name:<8}{metrics.TITLES[metric]:<22}{chance:>6}{row[0]:>14.1f}{row[1]:>13.1f}")
+    print("\nToy sets, on their dev files, in percent (the best possible: 100)\n"
+          f"    {'':<30}{'chance':>6}{'from scratch':>14}{'pre-trained':>13}")
+    print("\n".join(table))
 
 
 def show_sample(folder, model_dir):
@@ -153,8 +188,10 @@ def main(argv=None):
     require_ranges(args, {"seed": (0, 2 ** 31), "seeds": (1, 100)})
     if args.full and args.t5:
         raise BadInput("--full counts GPT's transferred layers; leave out --t5")
+    if args.tasks and args.t5:
+        raise BadInput("--tasks is for GPT's transformations; leave out --t5")
     begin = time.monotonic()
-    folder = os.path.join(args.out, f"seed{args.seed}" + "-quick" * args.quick)
+    folder = os.path.join(args.out, f"seed{args.seed}-{STORIES['n_topics']}topics" + "-quick" * args.quick)
     text, data = make_stories(folder, args.seed, args.quick)
     script, kind = (train_t5, "t5") if args.t5 else (train, "gpt")
     model_dir = os.path.join(folder, f"model-{kind}")
@@ -191,6 +228,8 @@ def main(argv=None):
             desc = f"{kind}-{n}-layers-{seed}"
             layers.append(fine_tune(script, folder, desc, settings | {"n_transfer": n, "seed": seed})[0])
         analysis.draw_layers(layers, os.path.join(folder, "layers.png"))
+    if args.tasks:
+        show_tasks(folder, TASK_FINETUNE | quick | {"model_dir": model_dir}, args.seed, args.quick)
     curves = os.path.join(folder, "curves-t5.png" if args.t5 else "curves.png")
     analysis.draw_curves([log for of_variant in logs.values() for log in of_variant], curves,
                          [variant for variant, of_variant in logs.items() for _ in of_variant])

@@ -8,7 +8,7 @@ and writes the parameters that do best on the held-out part, with the vocabulary
                         config.json
     log/<desc>.jsonl    the arguments, then one line per evaluation: mean cost in nats per token and perplexity
                         (tr_: the first sequences of the training part, as many as are held out; va_: held out)
-    save/<desc>/        the vocabulary, best_params, and what --resume continues from
+    save/<desc>/        the vocabulary, best_params, what --resume continues from, and what --keep_at keeps
 `python train.py --model_dir my_model --n_embd ... --n_head ... --n_layer ...` then fine-tunes it. With --init_dir
 the training starts from another model folder and keeps its vocabulary. (Radford et al. 2018, section 4.1.)
 """
@@ -43,7 +43,7 @@ from formats.words import english_tokenizer
 from loss import word_loss
 from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
 from text_utils import TextEncoder
-from training import corpus, distributed, loop, options, pretraining, runs, token_files
+from training import corpus, distributed, kept, loop, options, pretraining, runs, token_files
 from training.precision import for_evaluation
 from utils import OneLineParser, require_ranges, run_script
 
@@ -273,6 +273,7 @@ def run(args, world, n_positions):
     if args.n_warmup >= n_updates_total:
         raise BadInput(f"--n_warmup is {args.n_warmup}, but the run has only {n_updates_total} updates; lower it, for "
                        f"example to {n_updates_total // 20}, or give more text or epochs")
+    kept.updates_to_keep(args.keep_at, n_updates_total)  # refuses what is beyond the end
     unigram = corpus.unigram_perplexity(train, held_out[:, 1:], n_vocab)
     if world.is_first:
         print(f"{train.size:,} tokens to train on, {held_out.size:,} held out (unigram perplexity {unigram:.1f}), "

@@ -35,7 +35,7 @@ from formats.hub import local_folder
 from formats.initial_values import filled
 from t5_pytorch import EOS, T5, T5_CONFIGS, export_t5_model, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import N_SENTINELS, SentencePieceEncoder
-from training import corpus, distributed, loop, options, pretraining, runs, token_files
+from training import corpus, distributed, kept, loop, options, pretraining, runs, token_files
 from training.precision import for_evaluation
 from training.span_corruption import corrupt, random_spans_helper
 from utils import OneLineParser, require_ranges, run_script
@@ -245,6 +245,7 @@ def run(args, world, tokens_length):
             if pretraining.is_on_disk(args) else load_data(args, folder, tokens_length)
         vocabulary = pretraining.read_files(folder, sorted(os.listdir(folder)))
     n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
+    kept.updates_to_keep(args.keep_at, n_updates_total)  # refuses what is beyond the end
 
     def corrupted(rows, rng):
         return corrupt(np.asarray(rows), encoder.sentinel(0), EOS, args.noise_density, args.mean_noise_span_length, rng)

@@ -205,10 +205,11 @@ def run(args, world):
         copy_t5_vocabulary(args.model_dir, folder)
         export_t5_model(model, folder)
     if args.analysis and world.is_first:
+        size = args.model or text_to_text.released_size(model)
         if text_to_text.is_task(args):
-            text_to_text.report(args, args.model or text_to_text.released_size(model))
+            text_to_text.report(args, size)
         elif args.dataset != "rocstories":
-            choosing.report(args, outcome)
+            choosing.report(args, outcome, size)
         else:
             analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
     return outcome

@@ -16,8 +16,6 @@ except ImportError:  # Windows
     fcntl = None
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # a file system without flock
-
-
 _held = []  # lock files of this process
 
 

@@ -10,6 +10,7 @@ import torch
 from cloze_data import options, write_data_dir
 from pretraining import argv
 from small_t5 import near
+from test_t5_tasks import damaged
 from test_text_to_text import SIZES, pairs
 
 import explore
@@ -20,6 +21,7 @@ import train_t5
 from formats.errors import BadInput
 from pretrain_t5 import learn_vocabulary
 from t5_pytorch import EOS, T5_CONFIGS
+from tasks.text_pairs import read_inputs
 from utils import run_script
 
 
@@ -114,6 +116,17 @@ def test_a_released_folder_is_answered_from_and_python_gives_a_table(run, tmp_pa
     assert "small" in T5_CONFIGS and "shape" in said or "size" in said or "expected" in said
 
 
+def test_what_is_cut_and_what_the_vocabulary_lacks_is_said(run, capsys):
+    loaded = explore.load_finetuned(str(run / "save" / "mine"))
+    capsys.readouterr()
+    predict.predict(loaded, ["glad " * 30, "low {", "new"])
+    said = capsys.readouterr().err
+    assert "1 inputs hold signs that the vocabulary lacks, which become <unk>: {" in said
+    assert "1 of 3 inputs have 20 tokens or more and were cut (the run's --n_ctx)" in said
+    predict.vectors_of(loaded, ["glad " * 30, "new"], verbose=False)
+    assert "1 of 2 texts have 20 tokens or more and were cut" in capsys.readouterr().err
+
+
 def test_columns_and_templates_make_inputs(run, tmp_path, capsys):
     expected = answered(run, capsys)
     sources = [row[0] for row in pairs(9, seed=9)]
@@ -127,8 +140,8 @@ def test_columns_and_templates_make_inputs(run, tmp_path, capsys):
         assert answered(run, capsys, file=tmp_path / name, template="{a} {b}") == expected
     assert answered(run, capsys, file=tmp_path / "new.jsonl") == expected
     settings = predict.load_finetuned(str(run / "save" / "mine"))
-    trained = settings._replace(settings=settings.settings | {"template": "{a} {b}"})
-    assert predict.texts_of(trained, str(tmp_path / "new.tsv")) == sources
+    trained = settings._replace(settings=settings.settings | {"template": "{b} {a}"})
+    assert predict.texts_of(trained, str(tmp_path / "new.tsv")) == [f"{row.b} {row.a}" for row in table.itertuples()]
     assert predict.texts_of(trained, str(tmp_path / "new.tsv"), {"input": "a"}) == list(table["a"])
     assert predict.texts_of(trained, str(run / "inputs.txt")) == sources
 
@@ -211,6 +224,27 @@ def test_files_that_cannot_be_answered_get_one_line(run, tmp_path, capsys, kind)
         (tmp_path / name).write_bytes(data)
     assert message in refused(line(run, file=tmp_path / name, out=tmp_path / "out.txt"), capsys)
     assert not (tmp_path / "out.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.tsv", "a.csv", "a.jsonl"])
+def test_damaged_inputs_give_texts_or_one_line(tmp_path, name):
+    rows = [(f'sentence: {source} {sign}', target) for (source, target), sign in zip(
+        pairs(6, seed=3), ["\u00e4", "'", "{}", "\U0001f600", "\u2028", "<extra_id_0>"], strict=True)]
+    table = pd.DataFrame(rows, columns=["input", "text"])
+    text = {"a.txt": "".join(f"{source}\n" for source, _ in rows), "a.csv": table.to_csv(index=False),
+            "a.tsv": "".join("\t".join(row) + "\n" for row in rows),
+            "a.jsonl": table.to_json(orient="records", lines=True, force_ascii=False)}[name]
+    path, draw, refused = tmp_path / name, random.Random(name), 0
+    path.write_text(text, encoding="utf-8", newline="")
+    assert read_inputs(str(path)) == [row[0] for row in rows]
+    for _ in range(150):
+        path.write_bytes(damaged(text.encode(), draw))
+        try:
+            assert all(text.encode() is not None for text in read_inputs(str(path)))
+        except BadInput as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 500 and str(path) in str(error)
+    assert refused > 5
 
 
 def test_options_and_folders_that_do_not_fit_get_one_line(run, tmp_path, capsys):

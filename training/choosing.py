@@ -207,11 +207,11 @@ def write_submission(args, path, predictions):
         f.writelines(f"{i}\t{k + 1}\n" for i, k in enumerate(predictions))
 
 
-def report(args, outcome):
-    """Print the accuracies of a run of COPA or one's own data, in the form answer, beside the paper's."""
+def report(args, outcome, size):
+    """Print the accuracies of a run of COPA or one's own data, in the form answer, beside the paper's for a size."""
     best = max(read_log(loop.paths(args)["log"])[1:], key=lambda line: line["va_acc"])
     line = f"{args.dataset} accuracy: {best['va_acc']:.2f} on validation after {best['n_updates']} updates"
-    size = SIZES.index(args.model) if args.model in SIZES else None
+    size = SIZES.index(size) if size in SIZES else None
     theirs = PUBLISHED.get(args.dataset, {}).get("accuracy", ())
     if size is not None and size < len(theirs):
         line += f"; paper, {SIZES[size]}, in the form choices: {theirs[size]} on test (table 14)"

@@ -198,29 +198,32 @@ def hold_out(sequences, share, others=None):
     return sequences[:-n_held], sequences[-n_held:]
 
 
-def pieces_of(sequences, overlap=0, size=1 << 20):
+def pieces_of(sequences, overlap=0, size=1 << 20, first=0, every=1):
     """Yield the ids of sequences [n, length], one after another, in arrays that begin `size` ids apart.
 
     Args:
         sequences: an array, or token_files.Rows.
         overlap: ids of the next piece that stand at the end of a piece too.
+        first, every: yield the piece of this number, and each `every`-th after it.
     """
     ids = sequences.ravel()
-    for start in range(0, len(ids), size):
+    for start in range(first * size, len(ids), every * size):
         yield ids[start:start + size + overlap]
 
 
-def count_repeated(train, held_out, verbose=False):
-    """Return how many of the sequences held_out [m, length] stand in train [n, length] too, wherever they begin there.
+def find_repeated(train, held_out, rank=0, n_ranks=1, size=1 << 20, verbose=False):
+    """Return bool [m]: which of the sequences held_out [m, length] stand in train [n, length] too, wherever they begin.
 
     Sequences are compared by a number of 64 bits, the sum of x[i] * r^i modulo 2^64 with a random number x[i] for each
     token. Of a window of the text it is the difference of two running sums, so that every window costs the same. Few
     windows begin with the 24 bits of a sequence that is looked for; the others need no search.
 
     Args:
-        train, held_out: see pieces_of. verbose: show a progress bar.
+        train, held_out: see pieces_of.
+        rank, n_ranks: look through the pieces rank, rank + n_ranks, rank + 2 * n_ranks ... of train alone.
+        size: ids of a piece. verbose: show a progress bar.
     """
-    length, size = held_out.shape[1], 1 << 20
+    length = held_out.shape[1]
     rng = np.random.default_rng(0)
     n_tokens = 1 + max(int(piece.max()) for sequences in (train, held_out) for piece in pieces_of(sequences))
     x = rng.integers(1 << 64, size=n_tokens, dtype=np.uint64)
@@ -240,12 +243,12 @@ def count_repeated(train, held_out, verbose=False):
     found = np.zeros(len(wanted), dtype=bool)
     rising, falling = powers(r, size + length - 1), powers(inverse, size)
     with progress.bar(total=train.size, unit="token", desc="compare", show=verbose) as bar:
-        for piece in pieces_of(train, length - 1, size):
+        for piece in pieces_of(train, length - 1, size, rank, n_ranks):
             sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(x[piece] * rising[:len(piece)], dtype=np.uint64)])
             windows = (sums[length:] - sums[:-length]) * falling[:max(len(piece) - length + 1, 0)]
             found |= np.isin(wanted, windows[begins[windows >> np.uint64(40)]])
-            bar.update(min(size, len(piece)))
-    return int(found.sum())
+            bar.update(min(size, len(piece)) * n_ranks)
+    return found
 
 
 def unigram_perplexity(train, targets, n_vocab):

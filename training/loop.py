@@ -23,6 +23,7 @@ from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_block
 from formats import progress
 from formats.errors import BadInput, warn
 from formats.files import load_tensors, make_path, remove_leftovers, save_tensors, write_bytes
+from training import kept
 from training.precision import autocast, one_update
 from utils import ResultLogger, Stopped, read_log
 
@@ -32,7 +33,7 @@ FREE_ON_RESUME = {"resume", "submit", "analysis", "save_every", "device", "log_d
                   "train_file", "valid_file", "test_file", "cache_dir", "token_dir", "show", "show_split"}
 
 # What older checkpoints do not note, and had
-BEFORE = {"architecture": "transformer", "n_unit": None}
+BEFORE = {"architecture": "transformer", "n_unit": None, "keep_at": None}
 
 # What a checkpoint notes besides the options -> what is said where it differs
 FROM_DATA = {"data": "the training and validation data are not those of then",
@@ -252,7 +253,7 @@ def fingerprint_of(model):
 
 
 def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint=0, vocabulary=0, files=None,
-          n_updates=None, eval_every=None):
+          n_updates=None, eval_every=None, keep_at=()):
     """Train for args.n_iter epochs, or for n_updates; log, keep the best parameters, write checkpoints.
 
     Every update takes n_gpu towers of n_batch examples; the towers are shared out among the processes, a process
@@ -271,6 +272,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
         files: {name: bytes} of what belongs to the run and is kept in its folder, written when all is checked.
         n_updates: updates in all, at most those of the epochs; None: all of them. 0: evaluate, as it stands.
         eval_every: evaluate after so many updates, and at the end, and at no other time.
+        keep_at: numbers of the updates after which the parameters are kept, see training/kept.py.
     Raises:
         BadInput: the loss is not finite, a file cannot be written, a checkpoint does not fit, or the processes have
             other data or parameters.
@@ -308,6 +310,8 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
                 if path == file["best"]:
                     warn(f"{path}: of an earlier run called {args.desc}; it is kept as {path}.previous, and the log "
                          "begins anew")
+        if not resumed:
+            kept.move_away(os.path.dirname(file["checkpoint"]))
         for name, data in (files or {}).items():
             write_bytes(os.path.join(os.path.dirname(file["checkpoint"]), name), data)
         keep = (lambda line: line.get("n_updates", 0) <= state["n_updates"]) if resumed else None
@@ -317,8 +321,11 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
                   else f"no checkpoint at {file['checkpoint']}: starting from the beginning")
     n_batch_train, begin = args.n_batch * args.n_gpu, state["n_updates"]
 
-    def save_checkpoint():
+    def require_finite_parameters():
         require_finite({name: torch.linalg.vector_norm(p.detach(), 1).item() for name, p in model.named_parameters()})
+
+    def save_checkpoint():
+        require_finite_parameters()
         if world.is_first:
             remove_leftovers(file["checkpoint"])
             save_tensors(file["checkpoint"], {**state, "options": options, "model": model.state_dict(),
@@ -386,6 +393,10 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
+            if state["n_updates"] in keep_at:  # before the checkpoint, so that none is missing after a resumption
+                require_finite_parameters()
+                if world.is_first:
+                    kept.save_kept(os.path.dirname(file["checkpoint"]), state["n_updates"], model.state_dict(), options)
             thousands, rest = divmod(state["n_updates"], 1000)
             epoch_ends, ends = state["n_updates"] % per_epoch == 0, state["n_updates"] == total
             state["n_epochs"] += epoch_ends

@@ -10,7 +10,7 @@ import torch
 from formats import locks
 from formats.errors import BadInput, MissingInput, warn
 from formats.files import load_tensors, make_path
-from training import corpus, loop, runs, token_files
+from training import corpus, kept, loop, runs, token_files
 
 LARGE = 200_000_000  # bytes of text; more of it is encoded on the disk
 
@@ -27,6 +27,7 @@ def add_corpus_options(parser, what_is_kept):
                       help="encode the text into files in this folder, once and by all cores; a run that was stopped "
                            f"goes on there (default: in memory up to {LARGE // 1_000_000} MB of text, above it tokens/ "
                            "in the folder of the run)")
+    kept.add_keep_option(data)
     model = parser.add_argument_group("the model")
     model.add_argument("--model_dir", required=True, help="folder to write the model to")
     model.add_argument("--init_dir", help=f"folder of a model to start from; {what_is_kept}")
@@ -44,6 +45,7 @@ def check_corpus_options(args, names):
     Raises:
         MissingInput, BadInput: naming the file.
     """
+    kept.check_keep_option(args)
     corpus.find_files([*args.text, *(args.valid_text or [])])
     continues = args.resume and os.path.isfile(loop.paths(args)["checkpoint"])
     taken = [name for name in names if os.path.exists(os.path.join(args.model_dir, name))]
@@ -181,7 +183,8 @@ def train(args, model, optimizer, train_part, held_out, tower_loss, evaluate, wo
         vocabulary: {name: bytes} of its files, which are kept in the folder of the run.
         The others are those of loop.train.
     """
-    repeated = corpus.count_repeated(train_part, held_out, verbose=True) if world.is_first else 0
+    found = corpus.find_repeated(train_part, held_out, world.rank, world.size, verbose=world.is_first)
+    repeated = torch.count_nonzero(world.sum(torch.as_tensor(found, dtype=torch.float32, device=world.device))).item()
     if repeated:
         warn(f"{repeated:,} of the {len(held_out):,} held-out sequences also stand in the text to train on; their "
              "perplexity tells what the model remembers, not what it has learned")
@@ -190,8 +193,10 @@ def train(args, model, optimizer, train_part, held_out, tower_loss, evaluate, wo
         for piece in corpus.pieces_of(sequences):
             fingerprint = zlib.crc32(np.ascontiguousarray(piece), fingerprint)
     orders = loop.SeededOrders(args.seed, args.n_iter, len(train_part))
+    keep_at = kept.updates_to_keep(args.keep_at, loop.updates_per_epoch(len(train_part), args) * args.n_iter)
     loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint,
-               vocabulary=zlib.crc32(b"".join(vocabulary.values())), files=vocabulary)
+               vocabulary=zlib.crc32(b"".join(vocabulary.values())), files=vocabulary,
+               keep_at=keep_at)
     world.wait()  # the first process has written the best parameters
     model.load_state_dict(load_tensors(loop.paths(args)["best"], map_location=world.device))
 
