@@ -47,7 +47,7 @@ GPT_VARIANTS = {"from scratch": {"n_transfer": -1},
                 "pre-trained": {"n_transfer": GPT["n_layer"]}}
 # the toy sets of --tasks: data set -> (metric, its value by chance in percent); the best is 100, see toy/glue.py
 TASKS = {"sst2": ("acc", 50), "rte": ("acc", 50), "mrpc": ("acc", 50), "stsb": ("pearson", 0)}
-TASK_FINETUNE = GPT_FINETUNE | {"n_batch": 16, "n_gpu": 1, "n_iter": 3}
+TASK_FINETUNE = GPT_FINETUNE | {"n_batch": 16, "n_gpu": 1, "n_iter": 4}
 T5 = {"d_model": 96, "d_ff": 192, "n_head": 4, "d_kv": 24, "n_layer": 2}
 T5_PRETRAIN = T5 | {"n_pieces": 1000, "n_ctx": 104, "n_batch": 16, "n_iter": 2, "n_warmup": 4000, "dropout": 0,
                     "held_out": 0.02, "save_every": 0}
