@@ -191,7 +191,7 @@ def main(argv=None):
     if args.tasks and args.t5:
         raise BadInput("--tasks is for GPT's transformations; leave out --t5")
     begin = time.monotonic()
-    folder = os.path.join(args.out, f"seed{args.seed}" + "-quick" * args.quick)
+    folder = os.path.join(args.out, f"seed{args.seed}-{STORIES['n_topics']}topics" + "-quick" * args.quick)
     text, data = make_stories(folder, args.seed, args.quick)
     script, kind = (train_t5, "t5") if args.t5 else (train, "gpt")
     model_dir = os.path.join(folder, f"model-{kind}")

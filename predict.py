@@ -207,9 +207,8 @@ def answers_of(finetuned: Finetuned, texts: list[str], world: distributed.World,
         beams, decode_length: None: the run's. Else see answering.answer, which says what log_probability is.
     """
     known, encoder = finetuned.settings, finetuned.encoder
-    if verbose:
-        answering.warn_of_unknown_signs(encoder, texts, "inputs")
-    inputs = answering.encode(encoder, texts, known["n_ctx"], "inputs", "the run's --n_ctx", verbose)
+    answering.warn_of_unknown_signs(encoder, texts, "inputs")
+    inputs = answering.encode(encoder, texts, known["n_ctx"], "inputs", "the run's --n_ctx", verbose=verbose)
     ids, log_p = answering.answer(for_evaluation(finetuned.model, precision), inputs, world,
                                   decode_length or known["decode_length"], beams or known["beams"], n_batch, plain,
                                   scores, verbose)
@@ -235,11 +234,11 @@ def vectors_of(finetuned: Finetuned, texts: list[str], n_batch: int = 32, precis
     model = for_evaluation(finetuned.model, precision)
     if isinstance(model, T5):
         rows = answering.encode(finetuned.encoder, texts, finetuned.settings["n_ctx"], "texts", "the run's --n_ctx",
-                                verbose)
+                                verbose=verbose)
     else:
         n_ctx, rows = finetuned.settings["n_ctx"], finetuned.encoder.encode(texts, verbose=verbose)
         n_cut = sum(len(ids) > n_ctx for ids in rows)
-        if n_cut and verbose:
+        if n_cut:
             warn(f"{n_cut:,} of {len(rows):,} texts are longer than the model's {n_ctx} positions and were cut")
         rows = [ids[:n_ctx] for ids in rows]
         empty = next((i for i, ids in enumerate(rows) if not ids), None)

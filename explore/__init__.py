@@ -1,7 +1,7 @@
 """Look inside GPT-1 and T5: continuations, next words, vectors, attention, surprisal, answers with scores.
 
     model, encoder = load_gpt("model/")                    # or load_t5; a folder, or a name on the Hub
-    model, encoder, class_names, _ = load_finetuned("save/NAME")               # what train.py made; predict.py uses it
+    model, encoder, class_names, _ = load_finetuned("save/NAME")   # of train.py or train_t5.py; see predict.py
     continue_texts(model, encoder, ["The cat sat on"], n_tokens=20)
     next_words(model, encoder, ["The cat sat on"])
     surprisal(model, encoder, ["The cat sat on the mat."])

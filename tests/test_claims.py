@@ -22,7 +22,7 @@ def work(tmp_path_factory):
         patch.setattr(toy_models, "SIZES", {"n_embd": 16, "n_head": 2, "n_layer": 2})
         patch.setattr(toy_models, "LSTM_SIZES", {"architecture": "lstm", "n_embd": 16, "n_unit": 19})
         patch.setattr(toy_models, "PRETRAIN", toy_models.PRETRAIN | {"n_merges": 60, "n_warmup": 2})
-        for name, value in (("N_TEXT", 200), ("N_CLOZE", 30), ("N_TRAIN", 24), ("N_DEV", 16)):
+        for name, value in (("STORIES", {"n_text": 200, "n_cloze": 30, "n_topics": 4}), ("N_TRAIN", 24), ("N_DEV", 16)):
             patch.setattr(toy_models, name, value)
         yield tmp_path_factory.mktemp("claims")
 
@@ -70,7 +70,7 @@ def test_what_is_recorded_is_not_run_again(work, ablated, monkeypatch, capsys):
     argv = ["--ablations", "--out", str(work), "--seeds", "2", "--datasets", "sst2"]
     assert reproduce.main([*argv, *TINY]) == ablated
     assert "finished already: 8 of 8" in capsys.readouterr().out
-    with pytest.raises(BadInput, match=r"sst2-full-42.json: was run differently: --lr 0.002 then, 0.5 now"):
+    with pytest.raises(BadInput, match=r"sst2-full-42.json: was run differently: --lr 0.001 then, 0.5 now"):
         reproduce.main([*argv, *TINY, "--lr", "0.5"])
 
 
@@ -98,10 +98,12 @@ def test_layers_from_the_embedding_alone_to_all(work):
     argv = ["--layers", "--out", str(work), "--seeds", "2", "--datasets", "sst2", "rocstories", *TINY]
     found = reproduce.main(argv)
     assert {(r.dataset, r.setting, r.seed) for r in found} == {
-        (dataset, f"{n} layers", seed) for dataset in ("sst2", "rocstories") for n in (0, 1, 2) for seed in (42, 43)}
-    assert [read_log(work / "log" / f"sst2-{n}-layers-43.jsonl")[0]["n_transfer"] for n in (0, 1, 2)] == [0, 1, 2]
+        (dataset, name, seed) for dataset in ("sst2", "rocstories") for name in ("0 layers", "1 layer", "2 layers")
+        for seed in (42, 43)}
+    assert [read_log(work / "log" / f"sst2-{name}-43.jsonl")[0]["n_transfer"]
+            for name in ("0-layers", "1-layer", "2-layers")] == [0, 1, 2]
     text = (work / "layers.md").read_text()
-    values = grid.values_of(found, "rocstories", "1 layers")
+    values = grid.values_of(found, "rocstories", "1 layer")
     assert f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})" in text
     assert "mnli 72 to 82" in text and (work / "layers.png").stat().st_size > 5000
 

@@ -20,7 +20,7 @@ def test_quick_demo_end_to_end_and_again(tmp_path, capsys):
     argv = ["--quick", "--out", str(tmp_path), "--seed", "3", "--full"]
     demo.main(argv)
     out = capsys.readouterr().out
-    folder = tmp_path / "seed3-quick"
+    folder = tmp_path / "seed3-12topics-quick"
     for variant in demo.GPT_VARIANTS:
         assert re.search(rf"^ +{variant} +\d+\.\d$", out, re.MULTILINE)
     for name in ("curves.png", "layers.png"):
@@ -112,7 +112,7 @@ def test_quick_demo_of_t5(tmp_path, capsys):
     out = capsys.readouterr().out
     for variant in demo.T5_VARIANTS:
         assert re.search(rf"^ +{variant} +\d+\.\d$", out, re.MULTILINE)
-    assert (tmp_path / "seed42-quick" / "curves-t5.png").is_file()
+    assert (tmp_path / "seed42-12topics-quick" / "curves-t5.png").is_file()
 
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--seed", "-1"], ["--full", "--t5"], ["--tasks", "--t5"]])

@@ -116,6 +116,17 @@ def test_a_released_folder_is_answered_from_and_python_gives_a_table(run, tmp_pa
     assert "small" in T5_CONFIGS and "shape" in said or "size" in said or "expected" in said
 
 
+def test_what_is_cut_and_what_the_vocabulary_lacks_is_said(run, capsys):
+    loaded = explore.load_finetuned(str(run / "save" / "mine"))
+    capsys.readouterr()
+    predict.predict(loaded, ["glad " * 30, "low {", "new"])
+    said = capsys.readouterr().err
+    assert "1 inputs hold signs that the vocabulary lacks, which become <unk>: {" in said
+    assert "1 of 3 inputs have 20 tokens or more and were cut (the run's --n_ctx)" in said
+    predict.vectors_of(loaded, ["glad " * 30, "new"], verbose=False)
+    assert "1 of 2 texts have 20 tokens or more and were cut" in capsys.readouterr().err
+
+
 def test_columns_and_templates_make_inputs(run, tmp_path, capsys):
     expected = answered(run, capsys)
     sources = [row[0] for row in pairs(9, seed=9)]

@@ -26,9 +26,15 @@ def pad(sequences: Sequence, device: Any = "cpu") -> torch.Tensor:
     return torch.from_numpy(rows).to(device)
 
 
-def encode(encoder: Any, texts: list[str], length: int, what: str, option: str, show: bool = True) -> list[np.ndarray]:
-    """Ids of texts as int32 arrays that end in EOS, cut to a length; what was cut is counted in a warning."""
-    found = encoder.encode(texts, verbose=show)
+def encode(encoder: Any, texts: list[str], length: int, what: str, option: str, show: bool = True,
+           verbose: bool | None = None) -> list[np.ndarray]:
+    """Ids of texts as int32 arrays that end in EOS, cut to a length.
+
+    Args:
+        what, option: for the warning that counts what was cut. show: whether to warn.
+        verbose: show a progress bar; None: where it warns.
+    """
+    found = encoder.encode(texts, verbose=show if verbose is None else verbose)
     cut = sum(len(ids) >= length for ids in found)
     if cut and show:
         warn(f"{cut} of {len(texts)} {what} have {length} tokens or more and were cut ({option})")
