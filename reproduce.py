@@ -6,6 +6,7 @@
     python reproduce.py --t5 small --dataset rocstories --data_dir DATA --n_updates 460 -- --form answer
     python reproduce.py --ablations                         table 5 on toy sets; see claims/ablations.py for real data
     python reproduce.py --layers                            figure 2 (left); see claims/layers.py
+    python reproduce.py --zero_shot                         figure 2 (right); see claims/zero_shot_curves.py
     python reproduce.py --data_dir TOY --seeds 2 --out toy -- --n_transfer -1 --n_embd 96 --n_head 4 --n_layer 3
 
 First it checks weights and data and estimates the time, then it runs train.py with the authors' defaults (and with
@@ -42,7 +43,7 @@ import download_model
 import train
 import train_t5
 from ablations.lstm import make_model
-from claims import ablations, layers
+from claims import ablations, layers, zero_shot_curves
 from formats import checks
 from formats.errors import BadInput, MissingInput, warn
 from formats.files import load_tensors, write_atomically
@@ -504,7 +505,7 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     if "--t5" in argv:
         return reproduce_t5(argv)
-    for flag, experiment in (("--ablations", ablations), ("--layers", layers)):
+    for flag, experiment in (("--ablations", ablations), ("--layers", layers), ("--zero_shot", zero_shot_curves)):
         if flag in argv:
             return experiment.main(argv)
     args, extra = parse_args(argv)

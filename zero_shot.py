@@ -1,8 +1,8 @@
 """What a language model knows of four tasks before anything is fine-tuned (GPT-1 paper, section 5 and figure 2, right).
 
     python zero_shot.py --model_dir model/ --data_dir DATA           # the released weights, or those of pretrain.py
-    python zero_shot.py --desc books --data_dir DATA                 # what pretrain.py --keep_at kept, one by one
-    python zero_shot.py --toy                                        # both architectures in miniature, several seeds
+    python zero_shot.py --desc books lstm --data_dir DATA            # all that runs of pretrain.py --keep_at kept
+    python reproduce.py --zero_shot                                  # both architectures on toy tasks, several seeds
 
 DATA holds the folders CoLA, SST-2, RACE and DPRD (train.c.txt and test.c.txt of Rahman and Ng), or some of them, named
 by --tasks. The paper's heuristics, with log p the log-probability of a token given those before it:
@@ -13,17 +13,17 @@ by --tasks. The paper's heuristics, with log p the log-probability of a token gi
     dpr     each candidate in the pronoun's place; the highest mean log p of what comes after it
 
 It prints a table and writes log/<name>_zero_shot.jsonl: the options, then a line for each model and task with its
-metric, in percent, and `normalised`: 0 for guessing and 1 for the best single model of then, see TASKS.
+metric, in percent, and `normalised`: 0 for guessing and 1 for the best single model of then, see TASKS. --picture draws
+that over the updates of the runs.
 
-In Python, with what explore.load_gpt returns: acceptability_scores, sentiment_scores, answer_scores, pronoun_scores.
+In Python, with what explore.load_gpt returns: acceptability_scores, sentiment_scores, answer_scores, pronoun_scores;
+evaluate makes a line of the log, draw the picture.
 """
 
 import os
 import re
-import shlex
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +32,6 @@ import torch
 
 import explore
 import fast.gpt
-import pretrain
 from fast.devices import without_cudnn_attention
 from formats import progress
 from formats.errors import BadInput, MissingInput, warn
@@ -41,18 +40,18 @@ from formats.hub import local_folder
 from formats.lstm_files import holds_lstm
 from generate import load_gpt
 from model_pytorch import ACT_FNS, LMModel
+from pictures.lines import Line, Panel, draw_lines
 from t5_decoding import evaluation_mode
 from tasks import metrics
 from tasks.glue_files import find_file, read_glue
 from tasks.pronouns import read_dpr
 from tasks.race_files import LETTERS, read_race
 from text_utils import TextEncoder
-from toy import questions
 from training import distributed, kept, options
 from utils import OneLineParser, ResultLogger, require_ranges, run_script
 
-__all__ = ["TASKS", "acceptability_scores", "answer_scores", "best_threshold", "evaluate", "mean_log_probs",
-           "pronoun_scores", "read", "sentiment_scores", "substituted"]
+__all__ = ["TASKS", "acceptability_scores", "answer_scores", "best_threshold", "draw", "evaluate", "judge",
+           "mean_log_probs", "print_table", "pronoun_scores", "read", "sentiment_scores", "substituted"]
 
 APPENDED, SENTIMENT_WORDS = "very", ("negative", "positive")
 
@@ -358,12 +357,11 @@ def parse_args(argv):
     p = OneLineParser(prog="zero_shot.py", description="Judge language models on four tasks without fine-tuning.")
     what = p.add_argument_group("what to judge, one of these")
     what.add_argument("--model_dir", help="folder of a model: the released one or pretrain.py's, or a name on the Hub")
-    what.add_argument("--desc", help="name of a run of pretrain.py --keep_at: all that it kept")
-    what.add_argument("--toy", action="store_true", help="pre-train Transformers and LSTMs on toy stories, judge what "
-                                                         "they kept on toy tasks, and draw it")
-    p.add_argument("--save_dir", default="save/", help="folder with the run's folder")
+    what.add_argument("--desc", nargs="+", help="names of runs of pretrain.py --keep_at: all that they kept")
+    p.add_argument("--save_dir", default="save/", help="folder with the runs' folders")
     p.add_argument("--log_dir", default="log/", help="folder for <name>_zero_shot.jsonl")
-    p.add_argument("--data_dir", help=f"folder with the folders {', '.join(questions.FOLDERS)}, or some of them")
+    p.add_argument("--data_dir", required=True, help="folder with the folders CoLA, SST-2, RACE and DPRD, or some")
+    p.add_argument("--picture", metavar="FILE", help="draw the runs' curves (.png, .svg, .pdf)")
     p.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS), help="the tasks")
     p.add_argument("--n_examples", type=int, help="the first so many examples of each task (default: all)")
     p.add_argument("--threshold", type=float, help="of CoLA's mean log-probability (default: the best on train.tsv)")
@@ -372,33 +370,18 @@ def parse_args(argv):
     p.add_argument("--n_head", type=int, help="heads of the model, where its folder does not tell")
     p.add_argument("--afn", choices=tuple(ACT_FNS), help="its activation function, likewise")
     p.add_argument("--n_batch", type=int, default=16, help="examples at a time")
-    p.add_argument("--out", default="zero_shot/", help="folder for everything that --toy makes")
-    p.add_argument("--seeds", type=int, default=3, help="of --toy: pre-trainings of each architecture")
-    p.add_argument("--quick", action="store_true", help="of --toy: few stories; shows the path, not the claim")
     options.add_device_option(p)
     options.add_plain_option(p)
     args = p.parse_args(argv)
-    require_ranges(args, {"n_batch": (1, None), "seeds": (1, 100)}
+    require_ranges(args, {"n_batch": (1, None)}
                    | {name: (1, None) for name in ("n_examples", "n_head") if getattr(args, name) is not None}
-                   | ({"threshold": (None, None)} if args.threshold is not None else {}))
-    given = [name for name in ("model_dir", "desc", "toy") if getattr(args, name)]
-    if len(given) != 1:
-        raise BadInput(f"{' and '.join(f'--{name}' for name in given) or 'nothing'} says what to judge; give one of "
-                       "--model_dir, --desc and --toy")
-    if not args.toy and args.data_dir is None:
-        raise BadInput("--data_dir is missing; give the folder with the tasks' folders")
+                   | ({"threshold": (-1000, 0)} if args.threshold is not None else {}))
+    if (args.model_dir is None) == (args.desc is None):
+        raise BadInput(f"{'nothing says' if args.desc is None else '--model_dir and --desc both say'} what to judge; "
+                       "give one of --model_dir and --desc")
+    if args.picture and args.desc is None:
+        raise BadInput("--picture draws curves over the updates of a run; give --desc, or leave it out")
     return args
-
-
-def models_of(args, device):
-    """Yield (name, number of updates or None, model, encoder) of the models to judge, one at a time."""
-    if args.model_dir is not None:
-        folder = local_folder(args.model_dir)
-        yield os.path.basename(os.path.normpath(args.model_dir)), None, *load_gpt(folder, args.n_head, args.afn, device)
-        return
-    for n_updates, path in kept.kept_files(os.path.join(args.save_dir, args.desc)).items():
-        model, encoder, _ = kept.load_kept(path)
-        yield args.desc, n_updates, model.to(device), encoder
 
 
 def check_models(args):
@@ -408,100 +391,98 @@ def check_models(args):
         MissingInput, BadInput: there is no model, or nothing was kept.
     """
     if args.model_dir is not None:
-        folder = local_folder(args.model_dir)
-        if not holds_lstm(folder):
-            options.settle_heads(args.n_head, args.afn, read_pretrained(folder), folder)
-    else:
-        folder = os.path.join(args.save_dir, args.desc)
+        args.model_dir = local_folder(args.model_dir)
+        if not holds_lstm(args.model_dir):
+            options.settle_heads(args.n_head, args.afn, read_pretrained(args.model_dir), args.model_dir)
+    for desc in args.desc or ():
+        folder = os.path.join(args.save_dir, desc)
         if not kept.kept_files(folder):
             raise MissingInput(f"{folder}: holds no update_<n>; expected a run of pretrain.py with --keep_at")
 
 
-def judge(args, data, device, best=None):
-    """Judge the models that the options name and log it.
+def judge(name: str, models: Iterable[tuple], data: dict[str, Data], log_dir: str, threshold: float | None = None,
+          best: float | None = None, words: tuple[str, str] = SENTIMENT_WORDS, noted: dict | None = None,
+          **how: Any) -> pd.DataFrame:
+    """Judge models on some tasks and log it in <log_dir>/<name>_zero_shot.jsonl.
 
     Args:
-        data: {task: Data}. best: see evaluate.
+        models: yields (number of updates or None, model, encoder). data: {task: Data}; see read.
+        threshold, best: see evaluate. words: see sentiment_scores. noted: the first line of the log.
+        how: n_batch, plain, verbose.
     Returns:
         a table with the columns name, n_updates and those of evaluate.
     """
-    rows, name = [], args.desc or os.path.basename(os.path.normpath(args.model_dir))
-    logger = ResultLogger(os.path.join(args.log_dir, f"{name}_zero_shot.jsonl"), **vars(args))
+    rows = []
+    logger = ResultLogger(os.path.join(log_dir, f"{name}_zero_shot.jsonl"), **(noted or {}))
     with without_cudnn_attention():
-        for of_model, n_updates, model, encoder in models_of(args, device):
+        for n_updates, model, encoder in models:
             for task, of_task in data.items():
-                more = {"words": tuple(args.sentiment_words)} if task == "sst2" else {}
-                row = {"name": of_model, "n_updates": n_updates} | evaluate(
-                    model, encoder, task, of_task, args.threshold, best, n_batch=args.n_batch, plain=args.plain,
-                    verbose=n_updates is None, **more)
-                rows.append(row)
-                logger.log(**row)
+                more = {"words": words} if task == "sst2" else {}
+                rows.append({"name": name, "n_updates": n_updates}
+                            | evaluate(model, encoder, task, of_task, threshold, best, **more, **how))
+                logger.log(**rows[-1])
     logger.close()
     return pd.DataFrame(rows)
+
+
+def kept_models(folder: str, device: torch.device) -> Iterator[tuple[int, LMModel, TextEncoder]]:
+    """Yield (number of updates, model, encoder) of all that a run kept, one at a time."""
+    for n_updates, path in kept.kept_files(folder).items():
+        model, encoder, _ = kept.load_kept(path)
+        yield n_updates, model.to(device), encoder
 
 
 def print_table(table):
     """Print a row for each model: its metric on each task in percent, and in brackets normalised."""
     tasks = list(dict.fromkeys(table["task"]))
+    print(table["name"].iloc[0])
     print("updates".ljust(12) + "".join(f"{task} ({table[table.task == task].metric.iloc[0]})".rjust(22)
                                         for task in tasks))
-    for n_updates, rows in table.groupby(table["n_updates"].fillna(-1)):
+    for n_updates, rows in table.groupby(pd.to_numeric(table["n_updates"]).fillna(-1)):
         of_task = {row.task: f"{row.value:.1f} ({row.normalised:.2f})" for row in rows.itertuples()}
         print(("released" if n_updates < 0 else f"{n_updates:,.0f}").ljust(12)
               + "".join(of_task[task].rjust(22) for task in tasks))
 
 
+def draw(table: pd.DataFrame, out: str | None = None) -> Any:
+    """Draw `normalised` over updates, a panel for each task, as figure 2 (right) has it in one.
+
+    Args:
+        table: of judge, of several runs one under the other. Rows of one name, task and number of updates are seeds.
+        out: path to write to.
+    Returns:
+        the Figure.
+    """
+    panels = []
+    for task in dict.fromkeys(table["task"]):
+        of_task, lines = table[table.task == task], []
+        for name in dict.fromkeys(of_task["name"]):
+            seeds = of_task[of_task.name == name].groupby("n_updates")["normalised"].apply(list)
+            lines.append(Line(name, list(seeds.index), list(seeds)))
+        panels.append(Panel(lines, "updates of pre-training", "relative performance", title=TASKS[task].title, chance=0,
+                            log_x=True))
+    return draw_lines(panels, out)
+
+
 def main(argv: list | None = None) -> pd.DataFrame:
     """Judge what the options ask for, see the top of this file; return the table."""
     args = parse_args(argv)
-    if args.toy:
-        return miniature(args)
     check_models(args)
     data = {name: read(name, args.data_dir, args.n_examples) for name in args.tasks}
-    table = judge(args, data, distributed.join(args.device).device)
-    print_table(table)
-    return table
-
-
-# In miniature: about as many parameters in the blocks as in the LSTM.
-TOY_PRETRAIN = {"n_embd": 96, "n_ctx": 104, "n_merges": 1400, "n_chars": 80, "n_batch": 10, "n_iter": 1, "lr": 4e-3,
-                "n_warmup": 60, "init_std": 0.06, "embd_pdrop": 0, "resid_pdrop": 0, "held_out": 0.02}
-ARCHITECTURES = {"transformer": {"n_head": 4, "n_layer": 3, "attn_pdrop": 0},
-                 "lstm": {"architecture": "lstm", "n_unit": 256}}
-TOY_STORIES, TOY_BEST = 24000, 100
-TOY_KEPT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-
-
-def miniature(args) -> pd.DataFrame:
-    """Pre-train both architectures with several seeds on toy stories, judge all that they kept, and draw it."""
-    folder = os.path.join(args.out, "quick") if args.quick else args.out
-    text, data_dir = os.path.join(folder, "stories.txt"), os.path.join(folder, "data")
-    n_stories, n = (1500, 60) if args.quick else (TOY_STORIES, 400)
-    if not os.path.isfile(text):  # written last
-        questions.write_data_dir(data_dir, n, n)
-        questions.write_text(text, n_stories, 7)
-    data = {name: read(name, data_dir, args.n_examples) for name in args.tasks}
-    device, tables = distributed.join(args.device).device, []
-    for seed in range(args.seeds):
-        for architecture, sizes in ARCHITECTURES.items():
-            desc = f"{architecture}-{seed}"
-            where = {"log_dir": os.path.join(folder, "log"), "save_dir": os.path.join(folder, "save")}
-            pre_train(TOY_PRETRAIN | sizes | where | {
-                "desc": desc, "seed": seed, "text": text, "model_dir": os.path.join(folder, f"model-{desc}"),
-                "device": args.device})
-            own = Namespace(**vars(args) | where | {"desc": desc, "sentiment_words": list(questions.FEELINGS)})
-            tables.append(judge(own, data, device, TOY_BEST).assign(architecture=architecture, seed=seed))
-            print_table(tables[-1])
-    return pd.concat(tables, ignore_index=True)
-
-
-def pre_train(settings):
-    """Pre-train with some options and --keep_at, unless it is done already."""
-    if os.path.isfile(os.path.join(settings["model_dir"], "config.json")):
-        return
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))] + ["--resume", "--keep_at"]
-    print(f"\n$ python pretrain.py {shlex.join(words)}", flush=True)
-    pretrain.main(words)
+    device = distributed.join(args.device).device
+    how = dict(data=data, log_dir=args.log_dir, threshold=args.threshold, words=tuple(args.sentiment_words),
+               noted=vars(args), n_batch=args.n_batch, plain=args.plain, verbose=args.desc is None)
+    if args.model_dir is not None:
+        models = ((None, *load_gpt(args.model_dir, args.n_head, args.afn, device)) for _ in range(1))
+        tables = [judge(os.path.basename(os.path.normpath(args.model_dir)), models, **how)]
+    else:
+        tables = [judge(desc, kept_models(os.path.join(args.save_dir, desc), device), **how) for desc in args.desc]
+    for table in tables:
+        print_table(table)
+    found = pd.concat(tables, ignore_index=True)
+    if args.picture:
+        draw(found, args.picture)
+    return found
 
 
 if __name__ == "__main__":

@@ -16,15 +16,20 @@ from pictures.lines import Line, Panel, draw_lines
 DATASETS = ("race", "mnli")
 
 
+def name_of(n: int) -> str:
+    """Return '0 layers', '1 layer', ..."""
+    return f"{n} layer" + "s" * (n != 1)
+
+
 def settings_of(transformer: dict, n_layer: int) -> list[grid.Setting]:
     """Return a setting for each number of layers, 0 to n_layer; transformer: options of train.py."""
-    return [grid.Setting(f"{n} layers", transformer | {"n_transfer": n}) for n in range(n_layer + 1)]
+    return [grid.Setting(name_of(n), transformer | {"n_transfer": n}) for n in range(n_layer + 1)]
 
 
 def report(args, results: list[grid.Result], n_layer: int) -> str:
     """Write layers.md, layers.json and layers.png; return the text."""
     real = args.data_dir is not None
-    names = [f"{n} layers" for n in range(n_layer + 1)]
+    names = [name_of(n) for n in range(n_layer + 1)]
     known = ", ".join(f"{task} {low} to {high}" for task, (low, high) in FIGURE_2_LEFT.items())
     text = "\n\n".join([
         "# Layers transferred (GPT-1, figure 2 left)", "## Measured here" + ("" if real else ", on toy sets"),

@@ -11,6 +11,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fast.autograd import first_derivatives_only
 from fast.blas import in_force
@@ -19,6 +20,9 @@ from fast.devices import RandomState, repeats_random_numbers
 # oneDNN compiles a kernel for every number of rows it meets and keeps it: about 1 ms and 0.6 MB each.
 # Whoever has batches of ever new sizes rounds them up to a multiple of this.
 ROW_MULTIPLE = 32
+
+# Most rows for which a weight in bfloat16 is packed: the same packing slows products of 16 rows and more
+FEW_ROWS = 4
 
 # Into how many products that of one row is cut at most, see one_row: some give parts of the result, some are added up.
 ONE_ROW_PARTS, ONE_ROW_SUMS = 8, 2
@@ -32,8 +36,15 @@ def matmul(x, w, b=None):
     Returns:
         [..., n]; under autocast in its dtype.
     """
+    return _matmul(x, w, b, w if isinstance(w, torch.nn.Parameter) else None)
+
+
+def _matmul(x, w, b, weight):
+    """matmul; weight: whose entries w has, and which stays for more products than this one, or None."""
     rows = x.reshape(-1, x.shape[-1])                            # [..., k] -> [m, k]
-    if not _onednn_takes(rows, w):
+    if weight is not None and _reads_packed(rows, weight):
+        y = torch.ops.mkldnn._linear_pointwise.default(rows, packed(weight, w), b, "none", [], "")
+    elif not _onednn_takes(rows, w):
         y = product("mkl", rows, w, b)
     elif len(rows) == 1 and not torch.is_grad_enabled() and (w.is_contiguous() or w.t().is_contiguous()):
         y = one_row(rows, w, b)
@@ -71,13 +82,38 @@ def linear(x, weight):
     """Return x @ weight.T, x [..., k] and weight [n, k], -> [..., n]; under autocast in its dtype."""
     if torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight)  # which keeps the weight's conversion as long as the context lasts
-    return matmul(x, weight.t())
+    return _matmul(x, weight.t(), None, weight)
 
 
-def _onednn_takes(x, w):
+def _onednn_takes(x, w, dtype=torch.float32):
     return not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu") \
-        and x.dtype == w.dtype == torch.float32 and x.device.type == w.device.type == "cpu" and x.numel() > 0 \
+        and x.dtype == w.dtype == dtype and x.device.type == w.device.type == "cpu" and x.numel() > 0 \
         and in_force() == "onednn" and torch.backends.mkldnn.enabled
+
+
+def _reads_packed(x, weight):
+    return len(x) <= FEW_ROWS and not torch.is_grad_enabled() and _onednn_takes(x, weight, torch.bfloat16) \
+        and not weight.is_inference() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+_packed = WeakTensorKeyDictionary()  # weight -> (its version, its address, the weight as oneDNN lays it out)
+
+
+def packed(weight, w):
+    """A weight in bfloat16 as oneDNN lays it out for few rows, made once and kept as long as the weight.
+
+    oneDNN multiplies in bfloat16 by pairs of rows, and sorts a weight anew for each product if it is not sorted yet.
+
+    Args:
+        weight: who has the entries: a packing is made again when it has changed.
+        w: the same entries as [k, n].
+    """
+    state = weight._version, weight.data_ptr()
+    known = _packed.get(weight)
+    if known is None or known[:2] != state:
+        known = *state, torch.ops.mkldnn._reorder_linear_weight(w.t().contiguous(), 1)
+        _packed[weight] = known
+    return known[2]
 
 
 def product(library, x, w, b=None):

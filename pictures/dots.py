@@ -61,10 +61,8 @@ def _draw_panel(axes, panel):
     tidy(axes, panel.title, pad=6 if panel.chance is None else 16)
     axes.grid(visible=False)
     axes.grid(axis="x", color="0.9", linewidth=0.6)
-    axes.set(xlabel=panel.xlabel, ylim=(len(panel.rows) - 0.5, -0.5), yticks=range(len(panel.rows)))
+    axes.set(xlabel=panel.xlabel, ylim=(len(panel.rows) - 0.5, -0.5))
     axes.xaxis.label.set_fontsize(SIZE)
-    for label, row in zip(axes.get_yticklabels(), panel.rows, strict=True):
-        set_text(label, row.label)
     axes.set_yticks(range(len(panel.rows)), [row.label for row in panel.rows], parse_math=False)
     for y, row in enumerate(panel.rows):
         color = COLORS[y % len(COLORS)]

@@ -98,10 +98,12 @@ def test_layers_from_the_embedding_alone_to_all(work):
     argv = ["--layers", "--out", str(work), "--seeds", "2", "--datasets", "sst2", "rocstories", *TINY]
     found = reproduce.main(argv)
     assert {(r.dataset, r.setting, r.seed) for r in found} == {
-        (dataset, f"{n} layers", seed) for dataset in ("sst2", "rocstories") for n in (0, 1, 2) for seed in (42, 43)}
-    assert [read_log(work / "log" / f"sst2-{n}-layers-43.jsonl")[0]["n_transfer"] for n in (0, 1, 2)] == [0, 1, 2]
+        (dataset, name, seed) for dataset in ("sst2", "rocstories") for name in ("0 layers", "1 layer", "2 layers")
+        for seed in (42, 43)}
+    assert [read_log(work / "log" / f"sst2-{name}-43.jsonl")[0]["n_transfer"]
+            for name in ("0-layers", "1-layer", "2-layers")] == [0, 1, 2]
     text = (work / "layers.md").read_text()
-    values = grid.values_of(found, "rocstories", "1 layers")
+    values = grid.values_of(found, "rocstories", "1 layer")
     assert f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})" in text
     assert "mnli 72 to 82" in text and (work / "layers.png").stat().st_size > 5000
 

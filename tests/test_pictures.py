@@ -89,9 +89,9 @@ def test_lines_differ_without_colour():
 
 
 def test_the_line_is_the_median_and_the_band_the_range():
-    values = [[1, 5, 3], [2, float("nan"), 8], [], [4]]
+    values = [[1, 5, 2], [2, float("nan"), 8], [], [4]]
     axes = draw_lines([Panel([Line("a", [10, 20, 30, 40], values)], "x", "y", log_x=True)]).axes[0]
-    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [3, 5, np.nan, 4])
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [2, 5, np.nan, 4])
     band = np.concatenate([part.get_paths()[0].vertices for part in axes.collections
                            if isinstance(part, PolyCollection)])
     assert (band[band[:, 0] == 10][:, 1].min(), band[band[:, 0] == 10][:, 1].max()) == (1, 5)
@@ -121,6 +121,7 @@ def test_dots_show_seeds_median_and_the_paper_s_number(tmp_path):
     assert [text.get_text() for text in axes.texts] == [
         "71.0 (70.0 to 74.0); paper 82.1", "69.0 (68.0 to 75.5)", "50.0", "not run", "chance"]
     assert [label.get_text() for label in axes.get_yticklabels()] == [row.label for row in rows]
+    assert not any(text.get_parse_math() for text in [*axes.get_yticklabels(), *axes.texts[:-1], axes._left_title])
     dots = {line.get_label(): list(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"}
     assert dots["full"] == [70.0, 74.0, 71.0]
     assert median_and_range([3.0, 1.0]) == "2.0 (1.0 to 3.0)"

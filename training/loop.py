@@ -52,7 +52,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         accuracies: {'valid': best validation accuracy, 'test': test accuracy, with --submit}, in percent; empty for
-            pre-training. Of a task that is judged otherwise: its first metric, which heads repr too.
+            pre-training. Of a task that is judged otherwise: its first metric, which heads repr too. Parts of the data
+            that are told apart follow: 'valid_mismatched', 'test_high'.
         log: a pandas.DataFrame, one row for each evaluation, its columns those of the log; None in the processes
             other than the first.
         paths: {'log', 'best', 'checkpoint', and 'submission' or 'model_dir' where there is one: path}.
