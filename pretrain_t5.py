@@ -33,7 +33,7 @@ from formats.files import write_bytes
 from formats.hub import local_folder
 from t5_pytorch import EOS, T5, T5_CONFIGS, export_t5_model, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import N_SENTINELS, SentencePieceEncoder
-from training import corpus, distributed, loop, options, pretraining, runs
+from training import corpus, distributed, loop, options, plan, pretraining, runs, sharding
 from training.precision import for_evaluation
 from training.span_corruption import corrupt, random_spans_helper
 from utils import OneLineParser, require_ranges, run_script
@@ -192,18 +192,38 @@ def mean_loss(args, model, src, targets, z_loss=0.0):
     if args.plain:
         src, targets = moved_to(model, src, targets)
         return loss.t5_loss(model(src, shift_right(targets)), targets, z_loss)
-    return fast.t5.training_loss(model, src, targets, z_loss, padded=False)
+    return fast.t5.training_loss(model, src, targets, z_loss, padded=False, recompute=args.checkpoint_activations)
 
 
 def main(argv=None):
     """Run what the options ask for, see the top of this file; return a loop.Outcome."""
     args = parse_args(argv)
+    if args.dry_run is not None:
+        return dry_run(args)
     world = distributed.join(args.device)
     tokens_length, _ = check_args(args, world)
     with runs.alone(args, world, os.path.join(args.model_dir, "spiece.model")):
         outcome = run(args, world, tokens_length)
     give_back_free_pages()
     return outcome
+
+
+def loaded(args, model, start, world):
+    """Put the parameters that the run starts from, if there are any, into a T5, and return it."""
+    if args.init_from is not None:
+        runs.load(model, start, None, verbose=world.is_first)
+    elif args.init_dir is not None:
+        report = load_t5_pretrained_model(model, args.init_dir)
+        if world.is_first:
+            print(f"loaded {len(report['loaded'])} variables from {args.init_dir}")
+    return model
+
+
+def dry_run(args):
+    """Count what an update takes, print that and return it; see training/plan.py."""
+    options.check_dry_run(args, {"n_ctx": (4, None), "n_pieces": (4, None)} | options.t5_size_ranges(args))
+    n_target = random_spans_helper(args.n_ctx, args.noise_density, args.mean_noise_span_length)[1]
+    return plan.of_t5(args, model_config(args, args.n_pieces + N_SENTINELS), args.n_ctx, n_target)
 
 
 def run(args, world, tokens_length):
@@ -231,16 +251,14 @@ def run(args, world, tokens_length):
               f"targets of {parts['va'][1].shape[1]} tokens (unigram perplexity of the targets {unigram:.1f}); "
               f"{encoder.n_tokens:,} in the vocabulary, {n_updates_total:,} updates")
 
-    model = T5(**model_config(args, encoder.n_tokens))
-    if args.init_from is not None:
-        runs.load(model, start, None, verbose=world.is_first)
-    elif args.init_dir is not None:
-        report = load_t5_pretrained_model(model, args.init_dir)
-        if world.is_first:
-            print(f"loaded {len(report['loaded'])} variables from {args.init_dir}")
-    model.to(world.device)
+    config = model_config(args, encoder.n_tokens)
+
+    def empty():
+        return T5(**config)
+
+    model = sharding.build(args, world, lambda: loaded(args, empty(), start, world), empty, runs.resumes(args))
     optimizer = opt.Adafactor(model.parameters(), lr=lambda step: opt.rsqrt_schedule(step, args.n_warmup))
-    loop.compile_blocks(args, model.encoder.block, model.decoder.block, dynamic=False)
+    loop.prepare_blocks(args, model.encoder.block, model.decoder.block, dynamic=False)
 
     def tower_loss(rows):
         seed = torch.randint(1 << 62, ()).item()  # from the generator that loop.train seeds for this tower
@@ -258,6 +276,7 @@ def run(args, world, tokens_length):
 
     pretraining.train(args, model, optimizer, train, held_out, tower_loss, pretraining.make_evaluation(cost, unigram),
                       world, vocabulary)
+    model = sharding.gathered(model, empty, loop.paths(args)["best"], world)
     if world.is_first:
         write_bytes(os.path.join(args.model_dir, "spiece.model"), vocabulary["spiece.model"])
         export_t5_model(model, args.model_dir)

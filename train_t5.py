@@ -46,7 +46,7 @@ from t5_pytorch import (
     shift_right,
 )
 from text_utils import SentencePieceEncoder
-from training import distributed, finetuning, loop, options, runs, text_to_text
+from training import distributed, finetuning, loop, options, plan, runs, sharding, text_to_text
 from training.precision import for_evaluation
 from utils import OneLineParser, require_ranges, run_script
 
@@ -144,7 +144,8 @@ def training_loss(args, model, src, targets):
         src, targets = moved_to(model, src, targets)
         logits = model(src, shift_right(targets), src != PAD, targets != PAD)
         return loss.t5_loss(logits, targets, Z_LOSS, args.label_smoothing)
-    return fast.t5.training_loss(model, src, targets, Z_LOSS, label_smoothing=args.label_smoothing)
+    return fast.t5.training_loss(model, src, targets, Z_LOSS, label_smoothing=args.label_smoothing,
+                                 recompute=args.checkpoint_activations)
 
 
 @torch.no_grad()
@@ -164,17 +165,29 @@ def target_log_probs(args, model, src, candidates):
 
 
 def main(argv=None):
-    """Run what the options ask for, see the top of this file; return a loop.Outcome, with --show nothing."""
+    """Run what the options ask for, see the top of this file; return a loop.Outcome, with --show nothing, with
+    --dry_run a plan.Plan."""
     args = parse_args(argv)
     if args.show is not None:
         text_to_text.check_options(args)
         return text_to_text.show(args) if text_to_text.is_task(args) else show_cloze(args)
+    if args.dry_run is not None:
+        return dry_run(args)
     world = distributed.join(args.device)
     check_args(args, world)
     with runs.alone(args, world):
         outcome = run(args, world)
     give_back_free_pages()
     return outcome
+
+
+def dry_run(args):
+    """Count what an update on full inputs and targets takes, print that and return it; see training/plan.py."""
+    options.check_dry_run(args, {"n_ctx": (8, None), "dropout": options.BELOW_ONE} | options.t5_size_ranges(args))
+    n_target = 3  # choice1 and EOS
+    if text_to_text.is_task(args):
+        n_target = args.n_target or max(task.target_length for task in text_to_text.chosen(args).values())
+    return plan.of_t5(args, model_config(args, 32100), args.n_ctx, n_target)
 
 
 def cloze(args, model, encoder, world, optimizer, vocabulary):
@@ -209,15 +222,8 @@ def cloze(args, model, encoder, world, optimizer, vocabulary):
     return finetuning.finish(args, model, encoder, world, lambda: logits("test"), splits[2][3])
 
 
-def run(args, world):
-    """Train and predict, with options that are checked, see check_args; return a loop.Outcome."""
-    start = runs.starting_parameters(args)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    encoder = SentencePieceEncoder.from_folder(args.model_dir)
-    with open(t5_vocabulary.find_file(args.model_dir), "rb") as f:
-        vocabulary = zlib.crc32(f.read())
-    model = T5(**model_config(args, encoder.n_tokens))
+def loaded(args, model, start, encoder, vocabulary, world):
+    """Put the parameters that the run starts from into a T5, and return it."""
     if args.init_from is not None:
         runs.load(model, start, vocabulary, verbose=world.is_first)
     elif args.from_scratch:
@@ -230,10 +236,26 @@ def run(args, world):
             if args.model and not encoder.is_released:
                 warn(f"{args.model_dir}: the vocabulary is not that of the released T5 models (other pieces or "
                      "scores); python download_model.py brings that one")
-    model.to(world.device)
+    return model
 
+
+def run(args, world):
+    """Train and predict, with options that are checked, see check_args; return a loop.Outcome."""
+    start = runs.starting_parameters(args)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    encoder = SentencePieceEncoder.from_folder(args.model_dir)
+    with open(t5_vocabulary.find_file(args.model_dir), "rb") as f:
+        vocabulary = zlib.crc32(f.read())
+    config = model_config(args, encoder.n_tokens)
+
+    def empty():
+        return T5(**config)
+
+    model = sharding.build(args, world, lambda: loaded(args, empty(), start, encoder, vocabulary, world), empty,
+                           runs.resumes(args))
     optimizer = opt.Adafactor(model.parameters(), lr=args.lr)
-    loop.compile_blocks(args, model.encoder.block, model.decoder.block, dynamic=True)
+    loop.prepare_blocks(args, model.encoder.block, model.decoder.block, dynamic=True)
     if text_to_text.is_task(args):
         text_to_text.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model), vocabulary)
         finetuning.load_best(args, model, world)
@@ -243,6 +265,7 @@ def run(args, world):
         outcome = loop.outcome(args, model, encoder, world, **submissions)
     else:
         outcome = cloze(args, model, encoder, world, optimizer, vocabulary)
+    model = sharding.gathered(model, empty, loop.paths(args)["best"], world)
     if world.is_first:  # the best parameters are in the model
         folder = os.path.dirname(loop.paths(args)["best"])
         copy_t5_vocabulary(args.model_dir, folder)
@@ -252,7 +275,7 @@ def run(args, world):
             text_to_text.report(args)
         else:
             analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
-    return outcome
+    return outcome._replace(model=model)
 
 
 if __name__ == "__main__":

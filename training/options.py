@@ -12,7 +12,7 @@ from formats.errors import BadInput
 from model_pytorch import ACT_FNS
 from opt import SCHEDULES
 from t5_pytorch import FEED_FORWARD_KINDS
-from utils import device_names
+from utils import device_names, require_ranges
 
 PRECISIONS = ("fp32", "bf16")
 BELOW_ONE = (0, 1 - 1e-9)
@@ -49,6 +49,15 @@ def add_run_options(parser, n_iter, n_batch, n_gpu, needs_desc=True):
                      help="bf16: matrix products in bfloat16; weights and optimizer stay float32, but evaluation reads "
                           "a copy of the weights in bfloat16")
     add_plain_option(run)
+    run.add_argument("--shard", action="store_true",
+                     help="share the model out among torchrun's processes: each holds its part of the parameters, "
+                          "gradients and optimizer state; implies --plain")
+    run.add_argument("--checkpoint_activations", action="store_true",
+                     help="keep of each block its input alone and run it again in the backward pass: the same numbers, "
+                          "less memory, more time")
+    run.add_argument("--dry_run", type=int, nargs="?", const=1, metavar="N",
+                     help="print what an update takes on N processes (1), memory above all, and end: counted without "
+                          "data and weights")
     run.add_argument("--compile", action="store_true",
                      help="compile the plain text's blocks with torch.compile (minutes at first); implies --plain")
     run.add_argument("--save_every", type=int, default=100,
@@ -72,8 +81,21 @@ def add_plain_option(parser):
                         help="run the papers' text as it stands, without fast/: the same numbers, slower")
 
 
+def check_dry_run(args, ranges):
+    """Check the options that --dry_run looks at.
+
+    Raises:
+        BadInput: naming the option.
+    """
+    require_ranges(args, {"dry_run": (1, None), "n_batch": (1, None), "n_gpu": (1, None)} | ranges)
+    args.plain = args.plain or args.shard
+    if args.dry_run > args.n_gpu:
+        raise BadInput(f"--dry_run {args.dry_run} processes share --n_gpu {args.n_gpu} towers: give --n_gpu "
+                       f"{args.dry_run} and a smaller --n_batch")
+
+
 def check_run_options(args, world):
-    """Check what only several options together can tell, and let --compile imply --plain.
+    """Check what only several options together can tell, and let --compile and --shard imply --plain.
 
     Raises:
         BadInput: a run name that is no file name, or more processes than towers; or see forced_library.
@@ -87,7 +109,10 @@ def check_run_options(args, world):
     if sys.platform == "win32" and set(args.desc) & set(WINDOWS_HAS_NOT):
         raise BadInput(f"--desc is {args.desc!r}, but Windows has no files with any of {WINDOWS_HAS_NOT} in their "
                        "names; give another name")
-    args.plain = args.plain or args.compile
+    for option in ("shard", "checkpoint_activations"):
+        if args.compile and getattr(args, option):
+            raise BadInput(f"--{option} and --compile do not go together: leave out one of them")
+    args.plain = args.plain or args.compile or args.shard
     say_where_bf16_is_slow(world.device, args.precision)
 
 

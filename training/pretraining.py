@@ -6,8 +6,7 @@ import zlib
 import torch
 
 from formats.errors import BadInput, MissingInput, warn
-from formats.files import load_tensors
-from training import corpus, loop, runs
+from training import corpus, loop, runs, sharding
 
 
 def add_corpus_options(parser, what_is_kept):
@@ -64,8 +63,8 @@ def mean_cost(arrays, batch_cost, n_tokens, args, world):
         n_tokens: tokens that are predicted in all.
     """
     total = torch.zeros((), device=world.device)
-    for start in range(world.rank * args.n_batch, len(arrays[0]), world.size * args.n_batch):
-        total += batch_cost(*(array[start:start + args.n_batch] for array in arrays))
+    for start, counts in world.share(range(0, len(arrays[0]), args.n_batch)):
+        total += batch_cost(*(array[start:start + args.n_batch] for array in arrays)) * counts
     return world.sum(total).item() / n_tokens
 
 
@@ -131,7 +130,7 @@ def train(args, model, optimizer, train_part, held_out, tower_loss, evaluate, wo
     loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint,
                vocabulary=zlib.crc32(b"".join(vocabulary.values())), files=vocabulary)
     world.wait()  # the first process has written the best parameters
-    model.load_state_dict(load_tensors(loop.paths(args)["best"], map_location=world.device))
+    sharding.load_parameters(model, loop.paths(args)["best"], world)
 
 
 def print_ending(args, script, options=""):
