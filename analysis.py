@@ -1,38 +1,42 @@
-"""What the logs and submissions of runs say, and what explore.py reads in the models: numbers in text, and pictures.
+"""What the logs and submissions of runs say, and what explore reads in the models: numbers in text, and pictures.
 
-    python analysis.py log/a.jsonl log/b.jsonl --out curves.png    cost and accuracy over updates
-    python analysis.py log/l*.jsonl --layers --out layers.png      accuracy against transferred layers
+    python analysis.py log/*.jsonl --out curves.png                cost and metric over updates, a row for each task
+    python analysis.py log/l*.jsonl --layers --out layers.png      metric against transferred layers
 
-Every draw_ function returns the Figure, which a notebook shows, and writes it where a path `out` is given.
+Runs that differ in the seed alone are drawn as their median with a band. Every draw_ function returns the Figure, which
+a notebook shows, and writes it where a path `out` is given; pictures/ holds the drawing.
 """
 
-import contextlib
-import io
+import json
 import os
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import accuracy_score
 
-from datasets import TEST_FILE, _rocstories
 from formats.errors import BadInput, MissingInput
-from formats.files import read_text, write_atomically
+from formats.files import read_text
+from pictures.dots import draw_seeds
+from pictures.lines import Line, Panel, draw_lines
+from pictures.tokens import draw_attention, draw_similarities, draw_surprisal
 from tasks import metrics
 from tasks.gpt_tasks import GPT_TASKS, Task
+from tasks.story_cloze import TEST_FILE, _rocstories
 from utils import OneLineParser, read_log, run_script
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["REPORTS", "best_accuracy", "best_evaluation", "draw_attention", "draw_curves", "draw_layers", "draw_seeds",
-           "draw_similarities", "draw_surprisal", "evaluations", "print_values", "read_predictions", "read_submission",
-           "report", "rocstories"]
+__all__ = ["REPORTS", "Runs", "best_accuracy", "best_evaluation", "draw_attention", "draw_curves", "draw_layers",
+           "draw_seeds", "draw_similarities", "draw_surprisal", "evaluations", "measured", "print_values",
+           "read_predictions", "read_submission", "report", "rocstories", "runs_of"]
 
-LINES = ["-", "--", ":", "-."]  # lines and markers tell runs apart in grey
-MARKERS = "osv^Dx"
+# what runs of one group may differ in besides the seed: names, and where and how they ran
+NOT_OF_A_GROUP = {"seed", "desc", "time", "data", "matmul", "device", "compile", "resume", "submit", "analysis", "out",
+                  "save_every", "log_dir", "save_dir", "submission_dir", "cache_dir", "show", "show_split"}
 
 
 def read_submission(path: str) -> list[int]:
@@ -74,24 +78,27 @@ def print_values(name: str, valid: dict, test: dict | None, published: dict, cav
     """Print a task's metrics in percent, and the published ones.
 
     Args:
-        name: of the task. valid, test: {name in metrics.METRICS: percent}; test None: its labels are not public.
+        name: of the task.
+        valid, test: {name in metrics.METRICS: percent}, and of a part <name>_<part>; test None: its labels are not
+            public.
         published, caveat: see gpt_tasks.Task.
     """
     for split, values in (("Valid", valid), ("Test", test)):
         for metric, value in (values or {}).items():
-            print(f"{name} {split} {metrics.TITLES[metric]}: {value:.2f}")
+            print(f"{name} {split} {metrics.title_of(metric)}: {value:.2f}")
     if published:
         numbers = ", ".join(f"{metric} {value}" for metric, value in published.items())
         print(f"{name} published (Radford et al. 2018): {numbers}" + (f" ({caveat})" if caveat else ""))
 
 
-def report(task: Task, data_dir: str, pred_path: str, log_path: str) -> tuple[float, float | None]:
-    """Print the metrics of the best evaluation and, where the test labels are public, of the submission.
+def measured(task: Task, data_dir: str, pred_path: str, log_path: str) -> tuple[dict, dict | None]:
+    """Return the metrics of a run, in percent: of its best evaluation on valid, and of its submission on test.
 
     Args:
         task: of gpt_tasks.GPT_TASKS. data_dir, pred_path, log_path: see rocstories.
     Returns:
-        the first metric on the validation and on the test split, in percent; None where its labels are not public.
+        two of {metric: percent}, and <metric>_<part> for RACE's levels and MNLI's mismatched part; None in place of the
+        second where the test labels are not public.
     Raises:
         MissingInput, BadInput: a file is absent, or the submission is of other rows than the test file's.
     """
@@ -101,11 +108,25 @@ def report(task: Task, data_dir: str, pred_path: str, log_path: str) -> tuple[fl
         if list(predictions) != split.index.tolist():
             raise BadInput(f"{pred_path}: has {len(predictions)} predictions, but not of the {len(split)} examples in "
                            f"{split.path}")
-        labels = [float(label) if task.score_range else task.classes.index(label) for label in split.labels]
-        test = metrics.of(task.metrics, _values(task, predictions.values(), pred_path), np.array(labels))
+        labels = np.array([float(label) if task.score_range else task.classes.index(label) for label in split.labels])
+        found = _values(task, predictions.values(), pred_path)
+        test = metrics.of(task.metrics, found, labels)
+        test |= metrics.by_group(task.metrics[0], task.groups, split.groups, found, labels)
     best = best_evaluation(log_path, f"va_{task.metrics[0]}")
-    valid = {name: best[f"va_{name}"] for name in task.metrics}
-    print_values(os.path.splitext(task.submission["test"])[0], valid, test, task.published, task.caveat)
+    valid = {name.removeprefix("va_"): value for name, value in best.items()
+             if name.startswith("va_") and name.removeprefix("va_").startswith(task.metrics)}
+    return valid, test
+
+
+def report(task: Task, data_dir: str, pred_path: str, log_path: str) -> tuple[float, float | None]:
+    """Print what measured returns, and the published numbers; see there for arguments and errors.
+
+    Returns:
+        the first metric on the validation and on the test split, in percent; None where its labels are not public.
+    """
+    valid, test = measured(task, data_dir, pred_path, log_path)
+    name = os.path.splitext(task.submission["test"])[0].removesuffix("-m")
+    print_values(name, valid, test, task.published, task.caveat)
     return valid[task.metrics[0]], test and test[task.metrics[0]]
 
 
@@ -181,181 +202,123 @@ def best_accuracy(log_path: str) -> float:
     return max(accuracies)
 
 
+class Runs(NamedTuple):
+    """Runs that differ in nothing but the seed: their name, task ('' where there is none), and logs, one a seed."""
+
+    name: str
+    task: str
+    logs: list[str]
+
+
+def runs_of(log_paths: list[str], labels: list[str] | None = None) -> list[Runs]:
+    """Group logs whose options differ in the seed alone, in the order of the first of each.
+
+    Args:
+        log_paths: logs of any training script.
+        labels: a name for each log; logs of one label and task are one group. None: the file's name, without the seed
+            at its end where there are several.
+    """
+    headers = [(read_log(path) or [None])[0] for path in log_paths]
+    headers = [header if isinstance(header, dict) else {} for header in headers]
+    tasks = [str(header.get("dataset") or "") for header in headers]
+    names, groups = names_of(log_paths), {}
+    for i, header in enumerate(headers):
+        seed, copy = header.get("seed"), 0
+        own = json.dumps({name: value for name, value in header.items() if name not in NOT_OF_A_GROUP}, sort_keys=True)
+        if labels:
+            own = tasks[i], labels[i]
+        while not labels and seed in [headers[j].get("seed") for j in groups.get((own, copy), ())]:
+            copy += 1  # another run of the same seed
+        groups.setdefault((own, copy), []).append(i)
+    found = []
+    for members in groups.values():
+        first = members[0]
+        name = names[first].removesuffix(f"-{headers[first].get('seed')}") if len(members) > 1 else names[first]
+        found.append(Runs(labels[first] if labels else name, tasks[first], [log_paths[i] for i in members]))
+    return found
+
+
 def draw_curves(log_paths: list[str], out: str | None = None, labels: list[str] | None = None) -> "Figure":
-    """Draw validation cost (nats) and, where there is one, accuracy (percent) over updates.
+    """Draw validation cost (nats) and, where there is one, the task's metric (percent) over updates.
+
+    There is a row of two panels for each task. Runs that differ in the seed alone are a line, their median, with a
+    band from the lowest to the highest.
 
     Args:
         log_paths: logs of any training script; cost is per example in fine-tuning, per token in pre-training.
-        labels: their names; see names_of for the default.
+        labels: their names; see runs_of for the default.
     """
-    figure = _figure(10, 4)
-    cost, accuracy = figure.subplots(1, 2)
-    labels = labels or names_of(log_paths)
-    for i, path in enumerate(log_paths):
-        lines = evaluations(path)
-        x = [line["n_updates"] for line in lines]
-        grey = str(0.6 * i / max(len(labels) - 1, 1))
-        style = dict(color=grey, marker=MARKERS[i % len(MARKERS)], markersize=4)
-        cost.plot(x, [line["va_cost"] for line in lines], LINES[i % len(LINES)], **style)
-        accuracy.plot(x, [line.get("va_acc", np.nan) for line in lines], LINES[i % len(LINES)], **style)
-    cost.set(xlabel="updates", ylabel="validation cost (nats)", ylim=(0, None))
-    accuracy.set(xlabel="updates", ylabel="validation accuracy (%)")
-    accuracy.axhline(50, color="0.8", linewidth=1, zorder=0)
-    accuracy.annotate("chance", (0.01, 50), xycoords=("axes fraction", "data"), color="0.5", fontsize=8, va="bottom")
-    _legend(accuracy, labels)
-    return _save(figure, out)
+    groups, panels = runs_of(log_paths, labels), []
+    for task in dict.fromkeys(group.task for group in groups):
+        of_task = [group for group in groups if group.task == task]
+        metric = _metric_of(of_task[0].logs[0])
+        title = task if len({group.task for group in groups}) > 1 else None
+        panels.append(Panel([_course(group, "va_cost") for group in of_task], "updates", "validation cost (nats)",
+                            title=title, ylim=(0, None)))
+        if metric is not None:
+            panels.append(Panel([_course(group, f"va_{metric}") for group in of_task], "updates",
+                                f"validation {_title_of(metric)}", chance=_chance_of(task, metric)))
+    return draw_lines(panels, out)
+
+
+def _course(group, name):
+    """Return a Line of one column of some logs over updates."""
+    by_update = {}
+    for path in group.logs:
+        for line in evaluations(path):
+            by_update.setdefault(line["n_updates"], []).append(np.nan if line.get(name) is None else line[name])
+    return Line(group.name, sorted(by_update), [by_update[n] for n in sorted(by_update)])
+
+
+def _metric_of(log_path):
+    """Return the name of the metric that a log judges by: its task's first, else the first besides the cost, or None.
+
+    Of pre-training it is the perplexity.
+    """
+    names = [name.removeprefix("va_") for name in evaluations(log_path)[0] if name.startswith("va_")]
+    header = read_log(log_path)[0]
+    task = GPT_TASKS.get(header.get("dataset")) if isinstance(header, dict) else None
+    if task is not None and task.metrics[0] in names:
+        return task.metrics[0]
+    return next((name for name in ("acc", *names) if name in names and name != "cost"), None)
+
+
+def _title_of(metric):
+    return {"acc": "accuracy (%)", "ppl": "perplexity"}.get(metric) or f"{metrics.TITLES.get(metric, metric)} (%)"
+
+
+def _chance_of(task, metric):
+    """Return what guessing gives in a task's accuracy, in percent; 0 in a correlation; None where nobody knows."""
+    known = GPT_TASKS.get(task)
+    if metric == "acc" and known is not None:
+        return 100 / known.n_out
+    return 0 if metric in ("matthews", "pearson", "spearman") else None
 
 
 def draw_layers(log_paths: list[str], out: str | None = None) -> "Figure":
-    """Draw best validation accuracy (percent) against n_transfer, the paper's figure 2 (left) from any logs.
+    """Draw the best validation metric (percent) against n_transfer, the paper's figure 2 (left) from any logs.
 
-    Logs that share an n_transfer, such as those of several seeds, are drawn as their median with a range.
+    Logs of a task that share an n_transfer, such as those of several seeds, are drawn as their median with a band; each
+    task has its line.
     """
-    by_layers = {}
+    by_task, metric = {}, {}
     for path in log_paths:
         header = (read_log(path) or [None])[0]
         if not isinstance(header, dict) or "n_transfer" not in header:
             raise BadInput(f"{path}: its first line names no n_transfer; expected the log of train.py")
-        by_layers.setdefault(header["n_transfer"], []).append(best_accuracy(path))
-    layers = sorted(by_layers)
-    median = np.array([np.median(by_layers[n]) for n in layers])
-    spread = np.array([[m - min(by_layers[n]), max(by_layers[n]) - m] for n, m in zip(layers, median, strict=True)]).T
-    figure = _figure(6, 4)
-    axes = figure.subplots()
-    axes.errorbar(layers, median, yerr=spread, color="black", marker="o", capsize=3)
+        task = str(header.get("dataset") or "")
+        metric.setdefault(task, _metric_of(path))
+        by_layers = by_task.setdefault(task, {})
+        name = f"va_{metric[task]}"
+        by_layers.setdefault(header["n_transfer"], []).append(best_evaluation(path, name)[name])
+    lines = [Line(task or "median", sorted(found), [found[n] for n in sorted(found)])
+             for task, found in by_task.items()]
+    titles = {_title_of(name) for name in metric.values()}
+    layers = sorted({n for found in by_task.values() for n in found})
     names = {-1: "none\n(scratch)", 0: "embedding\nonly"}
-    axes.set_xticks(layers, [names.get(n, str(n)) for n in layers])
-    axes.set(xlabel="pretrained layers transferred", ylabel="best validation accuracy (%)")
-    return _save(figure, out)
-
-
-def draw_seeds(accuracies: dict[int, float], out: str | None = None, published: dict[str, float] | None = None,
-               title: str | None = None, what: str = "test accuracy (%)") -> "Figure":
-    """Draw the test accuracy of every seed as a dot, their median as a line, and published numbers as thin lines.
-
-    Args:
-        accuracies: {seed: percent}. published: {label: percent}. what: is drawn, the axis' name.
-    """
-    figure = _figure(7, 4)
-    axes = figure.subplots()
-    seeds, median = sorted(accuracies), float(np.median(list(accuracies.values())))
-    lines = [(f"median: {median:.2f}", median, "-", "black"),
-             *((label, value, LINES[1 + i % 3], "0.45") for i, (label, value) in enumerate((published or {}).items()))]
-    for label, value, line, color in lines:
-        axes.axhline(value, linestyle=line, color=color, linewidth=1, label=label)
-    axes.plot(range(len(seeds)), [accuracies[seed] for seed in seeds], "o", color="black", label="one seed")
-    axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
-    axes.set(xlabel="seed", ylabel=what, xlim=(-0.5, len(seeds) - 0.5), title=title)
-    axes.margins(y=0.1)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _save(figure, out)
-
-
-def draw_attention(weights: np.ndarray, columns: list[str], rows: list[str] | None = None,
-                   out: str | None = None) -> "Figure":
-    """Draw the attention weights of each layer (down) and head (across); the darker, the more.
-
-    Args:
-        weights: [l, h, t, j] of one text, as explore.attention gives them for a batch: its [:, 0].
-        columns: the tokens that are attended to; longer weights, which are padding there, are cut to them.
-        rows: the tokens that attend; None: the same.
-    Returns:
-        the Figure.
-    Raises:
-        BadInput: another number of axes, or more tokens than weights.
-    """
-    rows = columns if rows is None else rows
-    weights = np.asarray(weights)
-    if weights.ndim != 4 or weights.shape[2] < len(rows) or weights.shape[3] < len(columns):
-        raise BadInput(f"weights are {list(weights.shape)}, expected [layers, heads, {len(rows)} or more, "
-                       f"{len(columns)} or more] for these tokens: of one text of the batch, such as weights[:, 0]")
-    n_layer, n_head = weights.shape[:2]
-    size = max(1.2, 0.16 * max(len(rows), len(columns)))
-    figure = _figure(size * n_head + 1, size * n_layer + 1)
-    grid = figure.subplots(n_layer, n_head, squeeze=False, sharex=True, sharey=True)
-    for layer, of_layer in enumerate(grid):
-        for head, axes in enumerate(of_layer):
-            axes.imshow(weights[layer, head, :len(rows), :len(columns)], cmap="Greys", vmin=0, vmax=1, aspect="auto")
-            axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
-            axes.set_yticks(range(len(rows)), rows, fontsize=6)
-            if layer == 0:
-                axes.set_title(f"head {head}", fontsize=8)
-        of_layer[0].set_ylabel(f"layer {layer}", fontsize=8)
-    return _save(figure, out)
-
-
-def draw_surprisal(table: pd.DataFrame, out: str | None = None) -> "Figure":
-    """Draw the surprisal of each token as a bar over it, a row for each text.
-
-    Args:
-        table: what explore.surprisal returns.
-    Returns:
-        the Figure.
-    """
-    texts = [rows for _, rows in table.groupby("text")]
-    longest = max(map(len, texts), default=1)
-    highest = 1.05 * table["surprisal"].max() if table["surprisal"].notna().any() else 1  # one scale for all texts
-    figure = _figure(max(4, 0.45 * longest), 1.9 * max(len(texts), 1))
-    for axes, rows in zip(figure.subplots(max(len(texts), 1), 1, squeeze=False)[:, 0], texts, strict=False):
-        values = rows["surprisal"].to_numpy(dtype=float)
-        axes.bar(range(len(rows)), np.nan_to_num(values), color="0.4")
-        axes.set_xticks(range(len(rows)), rows["token"], rotation=60, ha="right", fontsize=8)
-        axes.set(ylabel="surprisal (nats)", xlim=(-0.6, longest - 0.4), ylim=(0, highest))
-        axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, out)
-
-
-def draw_similarities(cosines: np.ndarray, labels: list[str], out: str | None = None) -> "Figure":
-    """Draw a table of cosines, with its numbers.
-
-    Args:
-        cosines: [n, n], see explore.similarities. labels: n names.
-    Returns:
-        the Figure.
-    """
-    cosines = np.asarray(cosines)
-    size = 1.5 + 0.6 * len(labels)
-    figure = _figure(size + 1, size)
-    axes = figure.subplots()
-    axes.imshow(cosines, cmap="Greys", vmin=-1, vmax=1)
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=8)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    for i, row in enumerate(cosines):
-        for j, value in enumerate(row):
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7,
-                      color="white" if value > 0.4 else "black")
-    return _save(figure, out)
-
-
-def _figure(width, height):
-    """Return an empty matplotlib Figure, in inches. It is not pyplot's: it needs no screen and no global state."""
-    # A notebook's terminal names a backend in MPLBACKEND that need not be installed here. matplotlib reads the variable
-    # when it is imported, and cannot be imported where it does not know the name.
-    backend = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
-    import matplotlib
-    if backend is not None:
-        os.environ["MPLBACKEND"] = backend
-        with contextlib.suppress(ValueError):
-            matplotlib.rcParams["backend"] = backend
-    from matplotlib.figure import Figure
-
-    class Picture(Figure):
-        """A Figure that a notebook shows without any setting."""
-
-        def _repr_png_(self):
-            data = io.BytesIO()
-            self.savefig(data, format="png", dpi=100)
-            return data.getvalue()
-
-    return Picture(figsize=(width, height), layout="constrained")
-
-
-def _legend(axes, labels):
-    """Draw the legend of the first lines of axes. Names stand as they are: matplotlib would hide `_a` and set `$x$`."""
-    legend = axes.legend(axes.get_lines()[:len(labels)], [f"line {i}" for i in range(len(labels))], frameon=False)
-    for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_parse_math(False)
-        text.set_text(label.encode(errors="backslashreplace").decode())  # a file's name may be any bytes
+    return draw_lines([Panel(lines, "pretrained layers transferred",
+                             f"best validation {titles.pop() if len(titles) == 1 else 'metric (%)'}",
+                             ticks={n: names.get(n, str(n)) for n in layers})], out)
 
 
 def names_of(paths):
@@ -371,14 +334,6 @@ def names_of(paths):
                                              for other in parts):
             lengths[i] += 1
     return [name(mine, length) for mine, length in zip(parts, lengths, strict=True)]
-
-
-def _save(figure, out):
-    """Write a figure where a path is given; return it."""
-    if out is not None:
-        with write_atomically(out) as temporary:
-            figure.savefig(temporary, format=os.path.splitext(out)[1].lstrip(".") or "png", dpi=120)
-    return figure
 
 
 def main(argv=None):

@@ -1,132 +1,18 @@
-"""Readers of the data sets: files to lists of strings and labels.
+"""The reader of the Story Cloze Test under the names of `datasets.py` in finetune-transformer-lm.
 
-The names rocstories and _rocstories are those of `datasets.py` in finetune-transformer-lm.
+Nothing of ours imports this file: a library of the same name, imported before, takes its place. The readers of the
+other tasks are in tasks/, see tasks/gpt_tasks.py.
 """
 
-import csv
-import os
-import re
-
-import numpy as np
-from sklearn.model_selection import train_test_split
-
-from formats.errors import BadInput, MissingInput, warn_once
+from tasks.story_cloze import (  # noqa: F401 (_rocstories is a name of the original)
+    COLUMNS,
+    ENDINGS,
+    SENTENCES,
+    SPLIT_SEED,
+    TEST_FILE,
+    VALID_FILE,
+    _rocstories,
+    rocstories,
+)
 
 __all__ = ["COLUMNS", "ENDINGS", "SENTENCES", "SPLIT_SEED", "TEST_FILE", "VALID_FILE", "rocstories"]
-
-SPLIT_SEED = 3535999445  # the authors' split of the validation file into train and valid
-VALID_FILE = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
-TEST_FILE = "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"
-SENTENCES = ["InputSentence1", "InputSentence2", "InputSentence3", "InputSentence4"]
-ENDINGS = ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2"]
-COLUMNS = ["InputStoryid", *SENTENCES, *ENDINGS, "AnswerRightEnding"]
-
-
-def _rocstories(path: str) -> tuple[list[str], list[str], list[str], np.ndarray]:
-    """Read one Story Cloze file.
-
-    The file is CSV in UTF-8 (a byte-order mark and CRLF change nothing), with a header naming COLUMNS in any order.
-    Blank lines are skipped; so are rows of nothing but commas at the end, as spreadsheets write them, with one notice.
-    Duplicate rows are kept, as they count in the original; a sentence or ending may be
-    empty, or hold only signs the vocabulary lacks (an emoji), each of which becomes `<unk>`. A text of any length up
-    to csv's limit of 131,072 characters is read; the training script cuts it. Another encoding, such as Latin-1, is
-    refused with the row that shows it.
-
-    Returns:
-        st: list of stories, the four sentences joined by one space.
-        ct1, ct2: lists of the two endings.
-        y: int32 array of labels, 0 where the first ending is right, 1 where the second is.
-    Raises:
-        MissingInput, BadInput: naming the file, the row (the header is row 1), what was found and expected.
-    """
-    if not os.path.isfile(path):
-        raise MissingInput(
-            f"{path}: not found; ROCStories is free but must be requested at https://cs.rochester.edu/nlp/rocstories/ "
-            f"; put '{VALID_FILE}' and '{TEST_FILE}' into --data_dir, or run `python demo.py`, which needs no data")
-    st, ct1, ct2, y = [], [], [], []
-    number = 0  # of the last row that was read
-    empty = []  # numbers of the rows of nothing but commas
-    try:
-        # undecodable bytes become lone surrogates, so that their row is known: decoding runs ahead of the rows
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as f:
-            rows = csv.reader(f, strict=True)
-            header = next(rows, None)
-            if header is None:
-                raise BadInput(f"{path}: is empty; expected a header row and one story a row")
-            number = 1
-            _require_utf8(path, number, header)
-            missing = [name for name in COLUMNS if name not in header]
-            if missing:
-                raise BadInput(f"{path}: row 1 (header) lacks the column {', '.join(missing)}; found "
-                               f"{', '.join(map(str, header))[:150]!r}; expected {', '.join(COLUMNS)}")
-            twice = next((name for name in COLUMNS if header.count(name) > 1), None)
-            if twice:
-                raise BadInput(f"{path}: row 1 (header) has the column {twice} {header.count(twice)} times; which one "
-                               "counts? rename or remove the others")
-            place = {name: header.index(name) for name in COLUMNS}
-            for number, row in enumerate(rows, 2):
-                if not row:
-                    continue
-                if len(row) > 1 and not any(map(str.strip, row)):
-                    empty.append(number)
-                    continue
-                if empty:
-                    raise BadInput(f"{path}: row {empty[0]} holds nothing but commas, and row {number} has text again; "
-                                   "correct or remove the row")
-                _require_utf8(path, number, row)
-                if len(row) != len(header):
-                    raise BadInput(f"{path}: row {number} has {len(row)} fields, expected {len(header)} as in the "
-                                   "header; correct or remove the row")
-                if any("\0" in field for field in row):
-                    raise BadInput(f"{path}: row {number} holds a NUL character; the file is damaged")
-                answer = row[place["AnswerRightEnding"]]
-                if answer not in ("1", "2"):
-                    raise BadInput(f"{path}: row {number} has AnswerRightEnding {answer[:40]!r}, expected 1 or 2")
-                st.append(" ".join(row[place[name]] for name in SENTENCES))
-                ct1.append(row[place[ENDINGS[0]]])
-                ct2.append(row[place[ENDINGS[1]]])
-                y.append(int(answer) - 1)
-    except csv.Error as error:
-        raise BadInput(f"{path}: row {number + 1} is not CSV ({error}); expected fields separated by commas, "
-                       "quoted by double quotes") from None
-    if not st:
-        raise BadInput(f"{path}: has a header but no stories")
-    if empty:
-        warn_once(f"{path}: {len(empty)} rows at its end hold nothing but commas (from row {empty[0]} on); they are "
-                  "skipped")
-    return st, ct1, ct2, np.asarray(y, dtype=np.int32)
-
-
-def _require_utf8(path, number, row):
-    """Raise BadInput if a row holds a byte that was not UTF-8."""
-    byte = re.search("[\udc80-\udcff]", "".join(row))
-    if byte:
-        raise BadInput(f"{path}: row {number} is not UTF-8 (it holds the byte 0x{ord(byte[0]) - 0xdc00:02x}); "
-                       "save the file as UTF-8")
-
-
-def rocstories(data_dir: str, n_train: int = 1497, n_valid: int = 374) -> tuple[tuple, tuple, tuple]:
-    """Read the Story Cloze Test: the validation file split in train and valid, and the test file.
-
-    Args:
-        data_dir: folder with VALID_FILE and TEST_FILE.
-        n_train: keep at most this many training stories.
-        n_valid: number of stories split off for validation.
-    Returns:
-        (train, valid, test), each (stories, first endings, second endings, labels).
-    Raises:
-        MissingInput, BadInput: see _rocstories; or n_valid leaves nothing to train on.
-    """
-    st, ct1, ct2, y = _rocstories(os.path.join(data_dir, VALID_FILE))
-    test = _rocstories(os.path.join(data_dir, TEST_FILE))
-    if not 0 < n_valid < len(st):
-        raise BadInput(f"n_valid is {n_valid}, allowed is 1 to {len(st) - 1}: {VALID_FILE} has {len(st)} stories "
-                       "to share between training and validation")
-    if 2 * n_valid > len(st):
-        warn_once(f"{VALID_FILE} has {len(st)} stories: n_valid {n_valid} leaves {len(st) - n_valid} to train on")
-    train, valid = train_test_split(np.arange(len(st)), test_size=n_valid, random_state=SPLIT_SEED)
-
-    def pick(rows):
-        return [st[i] for i in rows], [ct1[i] for i in rows], [ct2[i] for i in rows], y[rows]
-
-    return pick(train[:n_train]), pick(valid), test

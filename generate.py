@@ -22,6 +22,7 @@ import torch
 import fast.gpt
 import fast.t5
 import t5_decoding
+from ablations.lstm import load_language_model
 from fast.blas import forced_library
 from fast.devices import without_cudnn_attention
 from fast.known import knows
@@ -31,14 +32,17 @@ from formats import progress, streams
 from formats.errors import BadInput, MissingInput, warn_once
 from formats.files import read_text, write_atomically
 from formats.gpt_files import read_pretrained
+from formats.gpt_weights import not_loaded
 from formats.hub import local_folder
+from formats.initial_values import filled
+from formats.lstm_files import holds_lstm
 from loss import word_loss
 from model_pytorch import ACT_FNS, LMModel, dotdict, load_openai_pretrained_model
-from t5_decoding import STOP_EVERY, evaluation_mode, require_sampling, sample, stopped
+from t5_decoding import STOP_EVERY, evaluation_mode, require_sampling, sample, stopped, unwrapped
 from t5_pytorch import EOS, PAD, T5, T5_CONFIGS, load_t5_pretrained_model, read_t5_config
 from text_utils import SentencePieceEncoder, TextEncoder
 from training import corpus, options
-from training.precision import for_evaluation
+from training.precision import dtype_of, for_evaluation
 from utils import OneLineParser, require_ranges, run_script, select_device
 
 
@@ -56,8 +60,8 @@ def parse_args(argv):
     model.add_argument("--size", choices=tuple(T5_CONFIGS),
                        help="T5's size (default: what config.json in model_dir says)")
     options.add_device_option(model)
-    model.add_argument("--precision", choices=options.PRECISIONS, default="fp32",
-                       help="bf16: weights and matrix products in bfloat16")
+    model.add_argument("--precision", "--dtype", choices=options.PRECISIONS, default="fp32",
+                       help="bf16: weights and matrix products in bfloat16, in half of the memory")
     options.add_plain_option(model)
     text = p.add_argument_group("what is read")
     text.add_argument("--prompt", help="the text to start from; without it, prompts are read from standard input")
@@ -116,26 +120,40 @@ def check_args(args):
         raise BadInput(f"--out {args.out} is the file of the --prompts, which would be lost; give another name")
 
 
-def load_gpt(model_dir: str, n_head: int | None, afn: str | None, device: torch.device) -> tuple[LMModel, TextEncoder]:
+def load_gpt(model_dir: str, n_head: int | None, afn: str | None, device: torch.device,
+             dtype: torch.dtype | None = None) -> tuple[LMModel, TextEncoder]:
     """Return (LMModel in eval mode with all released positions, TextEncoder) of a folder of weights and vocabulary.
 
     Args:
+        model_dir: of a GPT, or of the LSTM of ablations/lstm.py.
         n_head, afn: for weights without a config.json, which do not tell; None: what config.json says.
+        dtype: of a GPT's parameters; None: float32, which an LSTM's always are.
     Raises:
         MissingInput, BadInput: see load_openai_pretrained_model; or vocabulary and weights do not belong together; or
             n_head is not known, or not that of config.json.
     """
-    released = read_pretrained(model_dir)
-    _, n_ctx, n_vocab, n_embd, n_layer = released[:5]
-    n_head, afn = options.settle_heads(n_head, afn, released, model_dir)
+    is_lstm = holds_lstm(model_dir)
+    model = load_language_model(model_dir) if is_lstm else _load_transformer(model_dir, n_head, afn, dtype)
     encoder = TextEncoder.from_folder(model_dir)
+    n_vocab = model.transformer.n_vocab - model.transformer.n_ctx
     if len(encoder) != n_vocab:
         raise BadInput(f"{model_dir}: the vocabulary has {len(encoder)} pieces, the weights {n_vocab} tokens; "
                        "the two do not belong together")
-    cfg = dotdict(n_embd=n_embd, n_head=n_head, n_layer=n_layer, afn=afn, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)
-    model = LMModel(cfg, vocab=n_vocab + n_ctx, n_ctx=n_ctx)
-    load_openai_pretrained_model(model, n_transfer=n_layer, n_embd=n_embd, path=model_dir, verbose=False)
     return model.to(device).eval(), encoder
+
+
+def _load_transformer(model_dir, n_head, afn, dtype):
+    """Return the LMModel of a folder of a GPT's weights; see load_gpt."""
+    released = read_pretrained(model_dir)
+    _, n_ctx, n_vocab, n_embd, n_layer = released[:5]
+    n_head, afn = options.settle_heads(n_head, afn, released, model_dir)
+    cfg = dotdict(n_embd=n_embd, n_head=n_head, n_layer=n_layer, afn=afn, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)
+
+    def fill(model):
+        return not_loaded(model, load_openai_pretrained_model(model, n_transfer=n_layer, n_embd=n_embd, path=model_dir,
+                                                              verbose=False, released=released))
+
+    return filled(lambda: LMModel(cfg, vocab=n_vocab + n_ctx, n_ctx=n_ctx), fill, dtype)
 
 
 def with_positions(ids: torch.Tensor, first: int, n_vocab: int) -> torch.Tensor:
@@ -150,7 +168,7 @@ def generate_gpt(model: LMModel, ids: torch.Tensor, n_tokens: int, temperature: 
     """Continue each row of ids by n_tokens. Nothing is dropped, whatever the model's mode.
 
     Args:
-        model: an LMModel. ids: int64 [b, t], t at least 1.
+        model: an LMModel, or one in a wrapper, see t5_decoding.unwrapped. ids: int64 [b, t], t at least 1.
         temperature, top_k, top_p, generator: see t5_decoding.sample.
         cached: False runs the plain text over the whole past at every token.
         stop: function of a row's new ids (a list) returning whether it needs no more; see t5_decoding.generate. The
@@ -161,6 +179,7 @@ def generate_gpt(model: LMModel, ids: torch.Tensor, n_tokens: int, temperature: 
         BadInput: an argument out of range, or rows without ids.
     """
     require_sampling(temperature, top_k, top_p)
+    model = unwrapped(model)
     if not len(ids):
         return ids.new_zeros(0, n_tokens)
     if not ids.size(1):
@@ -374,9 +393,9 @@ def main(argv=None):
     lines = None if args.prompts is None else read_prompts(args.prompts)
     device = select_device(args.device)
     say_where_bf16_is_slow(device, args.precision)
-    args.model_dir = local_folder(args.model_dir)
+    args.model_dir, dtype = local_folder(args.model_dir), dtype_of(args.precision)
     if args.model == "gpt":
-        model, encoder = load_gpt(args.model_dir, args.n_head, args.afn, device)
+        model, encoder = load_gpt(args.model_dir, args.n_head, args.afn, device, dtype)
         respond_to = continue_prompts
     else:
         encoder = SentencePieceEncoder.from_folder(args.model_dir)
@@ -384,9 +403,8 @@ def main(argv=None):
         if encoder.n_tokens > config["enc_num_tokens"]:
             raise BadInput(f"{args.model_dir}: the vocabulary has {encoder.n_tokens} ids with the sentinels, but the "
                            f"model only {config['enc_num_tokens']}; the two do not belong together")
-        model = T5(**config)
-        load_t5_pretrained_model(model, args.model_dir)
-        model.to(device).eval()
+        model = filled(lambda: T5(**config), lambda model: load_t5_pretrained_model(model, args.model_dir)["fresh"],
+                       dtype).to(device).eval()
         respond_to = answer_prompts
     model = for_evaluation(model, args.precision)
     if args.perplexity is not None:

@@ -2,8 +2,8 @@
 
 Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training"; the code is
 finetune-transformer-lm. Top to bottom: primitives, attention, MLP, block, model, heads, the two
-models people use (LMModel, DoubleHeadModel), and the reader and writer of the released weights.
-The losses stand in loss.py. fast/gpt.py runs these very modules faster.
+models people use (LMModel, DoubleHeadModel). formats/gpt_weights.py reads and writes the released
+weights. The losses stand in loss.py. fast/gpt.py runs these very modules faster.
 
 Inputs are pairs (token id, position id); both index ONE matrix `we`, whose rows are the tokens,
 then `_start_`, `_delimiter_`, `_classify_`, then the positions.
@@ -14,24 +14,23 @@ Letters in the shape comments:
 """
 
 import math
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from formats.errors import BadInput, warn, warn_once
-from formats.gpt_files import (
-    gpt_config,
-    layer_names,
-    read_pretrained,
-    released_shapes,
-    write_hub_model,
-    write_released,
+from formats.gpt_files import read_pretrained
+from formats.gpt_weights import (  # noqa: F401 (offered from here too)
+    export_hub_model,
+    export_openai_model,
+    load_openai_pretrained_model,
+    not_loaded,
+    tf_name,
 )
 from formats.hub import local_folder
-from formats.tensor_files import Report, is_true, strip_wrappers
+from formats.initial_values import filled
+from formats.tensor_files import is_true, strip_wrappers
 
 __all__ = ["ACT_FNS", "DEFAULT_CONFIG", "Attention", "Block", "ClfHead", "Conv1D", "DoubleHeadModel", "LMHead",
            "LMModel", "LayerNorm", "MLP", "MultipleChoiceHead", "SimilarityHead", "TASK_HEADS", "TransformerModel",
@@ -180,6 +179,11 @@ class MLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., d] -> [..., d]."""
         return self.dropout(self.c_proj(self.act(self.c_fc(x))))
+
+    @property
+    def afn(self) -> str | None:
+        """The activation's name in ACT_FNS; None where it is another."""
+        return next((name for name, function in ACT_FNS.items() if function is self.act), None)
 
     def extra_repr(self) -> str:
         """The activation."""
@@ -344,6 +348,7 @@ class _ClassifyHead(nn.Module):
     """
 
     dims, n_sequences, takes = (4,), None, "int [b, c, t, 2]"
+    is_in_hub_files = False  # whether transformers has the same head
 
     def __init__(self, clf_token: int, cfg: dotdict, n_out):
         super().__init__()
@@ -380,7 +385,7 @@ class _ClassifyHead(nn.Module):
 class MultipleChoiceHead(_ClassifyHead):
     """One logit per choice; the choices of an example share one dropout mask."""
 
-    takes = "int [b, c, t, 2], the c choices of each example"
+    takes, is_in_hub_files = "int [b, c, t, 2], the c choices of each example", True
 
     def __init__(self, clf_token: int, cfg: dotdict):
         super().__init__(clf_token, cfg, 1)
@@ -389,6 +394,17 @@ class MultipleChoiceHead(_ClassifyHead):
         """Hidden states at the classify tokens [b, c, d] -> logits [b, c]."""
         mask = self.dropout(torch.ones_like(h[:, :1]))                  # [b, 1, d]
         return self.linear(h * mask).squeeze(-1)                        # [b, c, d] x [d, 1] -> [b, c]
+
+
+def require_choices(head: nn.Module, x: torch.Tensor) -> None:
+    """Refuse x [b, 1, t, 2] for a multiple choice: a single choice is always the chosen one.
+
+    Raises:
+        BadInput: it is so.
+    """
+    if isinstance(head, MultipleChoiceHead) and x.dim() == 4 and x.size(1) == 1:
+        raise BadInput(f"x is {list(x.shape)}: a single choice for each example, so that nothing is chosen; expected "
+                       "int [b, c, t, 2] with two choices or more (model(x)[1] is the logit of each by itself)")
 
 
 class ClfHead(_ClassifyHead):
@@ -508,7 +524,8 @@ class LMModel(_TiedModel):
         self.register_load_state_dict_pre_hook(_drop_2018_position_mask)
 
     @classmethod
-    def from_pretrained(cls, name: str, revision: str | None = None, return_probs: bool = False) -> "LMModel":
+    def from_pretrained(cls, name: str, revision: str | None = None, return_probs: bool = False,
+                        dtype: torch.dtype | None = None) -> "LMModel":
         """Return a model with the weights and sizes of a folder or of a repository on the Hub, in evaluation mode.
 
         Its encoder: text_utils.TextEncoder.from_folder. There are no special rows; the positions are all there.
@@ -517,14 +534,14 @@ class LMModel(_TiedModel):
             name: a folder in OpenAI's format or the Hub's, or `owner/name` of a repository; see read_pretrained.
             revision: branch, tag or commit of the repository.
             return_probs: see above.
+            dtype: of the parameters; torch.bfloat16 takes half of the memory. None: float32.
         Raises:
             MissingInput, BadInput: see read_pretrained; or the folder does not say how many heads there are.
         """
         path = local_folder(name, revision)
         released, cfg = _released_and_settings(path)
-        model = cls(cfg, released.n_vocab + released.n_ctx, released.n_ctx, return_probs)
-        load_openai_pretrained_model(model, n_transfer=released.n_layer, n_embd=released.n_embd, path=path,
-                                     verbose=False)
+        model = filled(lambda: cls(cfg, released.n_vocab + released.n_ctx, released.n_ctx, return_probs),
+                       lambda model: _fill(model, released, path), dtype)
         _warn_of_left_out(path, released.left_out)
         return model.eval()
 
@@ -572,14 +589,15 @@ class DoubleHeadModel(_TiedModel):
 
     @classmethod
     def from_pretrained(cls, name: str, task_head_type: str | tuple = "multiple_choice", clf_token: int | None = None,
-                        n_special: int = 3, revision: str | None = None) -> "DoubleHeadModel":
+                        n_special: int = 3, revision: str | None = None,
+                        dtype: torch.dtype | None = None) -> "DoubleHeadModel":
         """Return a model with the weights and sizes of a folder or of a repository on the Hub, in evaluation mode.
 
         A multiple-choice head that transformers saved (OpenAIGPTDoubleHeadsModel) is loaded into ours. Otherwise the
         head is fresh, as in the original, which loads none.
 
         Args:
-            name, revision: see LMModel.from_pretrained.
+            name, revision, dtype: see LMModel.from_pretrained.
             task_head_type: see make_task_head.
             clf_token: id of `_classify_`; None: the last of the special tokens.
             n_special: fresh rows for special tokens, right after the tokens; 0 where these hold the special ones.
@@ -592,13 +610,11 @@ class DoubleHeadModel(_TiedModel):
         if clf_token is None and n_special < 1 or clf_token is not None and not 0 <= clf_token < tokens:
             raise BadInput(f"clf_token is {clf_token}, expected an id from 0 to {tokens - 1} (with n_special "
                            f"{n_special}, the tokens in {path} are {released.n_vocab})")
-        model = cls(cfg, tokens - 1 if clf_token is None else clf_token, task_head_type, tokens + released.n_ctx,
-                    released.n_ctx)
-        load_openai_pretrained_model(model, n_special=n_special, n_transfer=released.n_layer, n_embd=released.n_embd,
-                                     path=path, verbose=False)
+        clf_token, rows = tokens - 1 if clf_token is None else clf_token, tokens + released.n_ctx
+        model = filled(lambda: cls(cfg, clf_token, task_head_type, rows, released.n_ctx),
+                       lambda model: _fill(model, released, path, n_special), dtype)
         left_out = released.left_out
         if released.choice_head and isinstance(model.task_head, MultipleChoiceHead):
-            model.task_head.linear.load_state_dict(released.choice_head)
             left_out = [name for name in left_out if not name.startswith("multiple_choice_head.")]
         _warn_of_left_out(path, left_out)
         return model.eval()
@@ -609,7 +625,12 @@ class DoubleHeadModel(_TiedModel):
         return self.lm_head(h, keep), self.task_head(h, x)
 
     def task_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """As the second of forward, without the language model's logits, which take nearly all of its time."""
+        """As the second of forward, without the language model's logits, which take nearly all of its time.
+
+        Raises:
+            BadInput: a multiple choice has a single choice, so that its logits choose nothing.
+        """
+        require_choices(self.task_head, x)
         return self.task_head(hidden_states_and_keep(self.transformer, x)[0], x)
 
 
@@ -623,157 +644,18 @@ def _released_and_settings(path):
     return released, DEFAULT_CONFIG | sizes | released.dropouts
 
 
+def _fill(model, released, path, n_special=0):
+    """Copy a Released model into an LMModel or DoubleHeadModel; return the names of what it does not have."""
+    report = load_openai_pretrained_model(model, n_special=n_special, n_transfer=released.n_layer,
+                                          n_embd=released.n_embd, path=path, verbose=False, released=released)
+    names = not_loaded(model, report)
+    if released.choice_head and isinstance(getattr(model, "task_head", None), MultipleChoiceHead):
+        model.task_head.linear.load_state_dict(released.choice_head)
+        names = [name for name in names if not name.startswith("task_head.linear.")]
+    return names
+
+
 def _warn_of_left_out(path, names):
     """Say which tensors of a file the model has no place for."""
     if names:
         warn(f"{path}: {', '.join(names)[:300]} left out, which this model does not have")
-
-
-def tf_name(name: str) -> str:
-    """Return the TF variable of a parameter of TransformerModel: 'h.0.attn.c_attn.w' -> 'model/h0/attn/c_attn/w:0'."""
-    if name == "embed.weight":
-        return "model/we:0"
-    return "model/" + name.replace("h.", "h", 1).replace(".", "/") + ":0"
-
-
-def load_openai_pretrained_model(model: nn.Module, n_ctx: int = -1, n_special: int = -1, n_transfer: int = 12,
-                                 n_embd: int = 768, path: str = "./model/", path_names: str = "./",
-                                 verbose: bool = True) -> Report:
-    """Copy released weights into a TransformerModel (or into the transformer of an LMModel or DoubleHeadModel).
-
-    `we` becomes [tokens; n_special fresh rows N(0, 0.02); the first n_ctx positions], as in the original's train.py.
-    The fresh rows are drawn from NumPy's global generator, again as there: np.random.seed fixes them.
-
-    Args:
-        n_ctx: positions to load; -1 for all.
-        n_special: rows between tokens and positions; -1 for none.
-        n_transfer: layers to load besides `we`; 0 loads `we` alone, -1 loads nothing.
-        n_embd: the width expected.
-        path: a folder in the released format, or a folder or file with the Hub's model.safetensors or
-            pytorch_model.bin.
-        path_names: ignored; the 2018 port kept a list of names there.
-        verbose: print one line on what was loaded.
-    Returns:
-        {'loaded': [TF names], 'fresh': [TF names], 'left_out': [names in the file]}: the first two together are
-        every variable of the transformer; the last are the heads that a file of transformers' may have. What is
-        printed of it are their numbers.
-    Raises:
-        MissingInput, BadInput: see read_pretrained; or model and weights do not fit, in the heads and the activation
-            that config.json gives too. The model is then unchanged.
-    """
-    model = getattr(model, "transformer", model)
-    n_special = max(n_special, 0)
-    if n_transfer < -1 or n_transfer > len(model.h):
-        raise BadInput(f"n_transfer is {n_transfer}, allowed is -1 to {len(model.h)}, the model's n_layer")
-    parameters = dict(model.named_parameters())
-    new, left_out = {}, ()
-    if n_transfer >= 0:
-        released = read_pretrained(path)
-        weights, positions, n_vocab, width, layers = released[:5]
-        left_out = released.left_out
-        if n_transfer > 0:
-            _require_heads(model, released, path)
-        n_ctx = positions if n_ctx < 0 else n_ctx
-        if n_transfer > layers:
-            raise BadInput(f"n_transfer is {n_transfer}, allowed is -1 to {layers}, the layers in {path}")
-        if not width == n_embd == model.embed.weight.size(1):
-            raise BadInput(f"n_embd is {n_embd} (the model's is {model.embed.weight.size(1)}), but the weights in "
-                           f"{path} have {width}; give n_embd {width}, or n_transfer -1 for none of them")
-        if n_ctx > positions:
-            raise BadInput(f"n_ctx is {n_ctx}, allowed is at most {positions}, the positions in {path}")
-        rows = n_vocab + n_special + n_ctx
-        if model.embed.weight.size(0) != rows:
-            raise BadInput(f"the model's we has {model.embed.weight.size(0)} rows, but {path} with n_special "
-                           f"{n_special} and n_ctx {n_ctx} gives {n_vocab} + {n_special} + {n_ctx} = {rows}; "
-                           f"make the model with vocab={rows}")
-        special = (np.random.randn(n_special, width) * 0.02).astype(np.float32)
-        new["embed.weight"] = np.concatenate([weights["tokens"], special, weights["positions"][:n_ctx]])
-        for name in parameters:
-            if name.startswith("h.") and int(name.split(".")[1]) < n_transfer:
-                new[name] = weights[name]
-        with torch.no_grad():
-            for name, value in new.items():
-                parameters[name].copy_(torch.from_numpy(np.array(value)))
-    fresh = [name for name in parameters if name not in new]
-    if verbose:
-        source = f"from {path}" if new else "(n_transfer -1)"
-        print(f"loaded {len(new)} of {len(parameters)} variables {source}; "
-              f"fresh: {n_special if new else 'all'} special rows"
-              + (f" and {len(fresh)} variables, {tf_name(fresh[0])} to {tf_name(fresh[-1])}" if fresh else "")
-              + (f"; left out: {', '.join(left_out)[:300]}" if left_out else ""))
-    return Report(loaded=[tf_name(name) for name in new], fresh=[tf_name(name) for name in fresh],
-                  left_out=list(left_out))
-
-
-def _require_heads(model, released, path):
-    """Raise BadInput where the model's heads or activation are not those that the released model has."""
-    attn, mlp = model.h[0].attn, model.h[0].mlp
-    if released.n_head is not None and getattr(attn, "n_head", released.n_head) != released.n_head:
-        raise BadInput(f"n_head is {attn.n_head}, but the model in {path} has {released.n_head} heads; give n_head "
-                       f"{released.n_head}")
-    if released.afn is not None and getattr(mlp, "act", None) in ACT_FNS.values() \
-            and mlp.act is not ACT_FNS[released.afn]:
-        found = next(name for name, function in ACT_FNS.items() if function is mlp.act)
-        raise BadInput(f"afn is {found}, but the model in {path} has {released.afn}; give afn {released.afn}")
-
-
-def _config_of(model, n_vocab, **others):
-    """Return what config.json says of a TransformerModel whose first n_vocab rows of `we` are tokens."""
-    attn, mlp = model.h[0].attn, model.h[0].mlp
-    afn = next((name for name, function in ACT_FNS.items() if function is mlp.act), None)
-    if afn is None:
-        raise BadInput(f"the model has an activation of its own; the format knows {', '.join(ACT_FNS)}")
-    dropouts = {"embd_pdrop": model.embd_dropout.p, "attn_pdrop": attn.attn_dropout.p,
-                "resid_pdrop": attn.resid_dropout.p}
-    return gpt_config(model.n_ctx, n_vocab, model.embed.weight.size(1), len(model.h), attn.n_head, afn,
-                      **dropouts, **others)
-
-
-def export_openai_model(model: nn.Module, path: str, n_special: int = 0) -> None:
-    """Write a model in the released format: params_0.npy .. params_9.npy and params_shapes.json, and config.json.
-
-    Special rows and heads have no place in the format and are left out. config.json says what it does not say: the
-    number of attention heads and the activation.
-
-    Args:
-        model: a TransformerModel, LMModel or DoubleHeadModel.
-        path: the folder, made if missing.
-        n_special: rows of `we` between tokens and positions, not written.
-    Raises:
-        BadInput: the folder cannot be written.
-    """
-    model = getattr(model, "transformer", model)
-    we = model.embed.weight
-    n_vocab = len(we) - model.n_ctx - n_special
-    parameters = dict(model.named_parameters())
-    values = [we[-model.n_ctx:], we[:n_vocab]]
-    values += [parameters[name] for name in layer_names(len(model.h))]
-    flat = torch.cat([v.detach().float().cpu().flatten() for v in values]).numpy()
-    write_released(path, flat, released_shapes(model.n_ctx, n_vocab, we.size(1), len(model.h)),
-                   _config_of(model, n_vocab))
-
-
-def export_hub_model(model: nn.Module, path: str, encoder: Any) -> None:
-    """Write a model as the Hub keeps it: config.json, model.safetensors, vocab.json, merges.txt, tokenizer.json.
-
-    OpenAIGPTModel, OpenAIGPTLMHeadModel and, with a multiple-choice head, OpenAIGPTDoubleHeadsModel of transformers 4
-    and 5 read it, and so does from_pretrained. Special tokens of the encoder become tokens like the others.
-
-    Args:
-        model: an LMModel, TransformerModel or DoubleHeadModel. Heads other than multiple choice are left out.
-        path: the folder, made if missing.
-        encoder: its TextEncoder, with as many pieces as the model has rows before the positions.
-    Raises:
-        BadInput: encoder and model do not belong together, or the folder cannot be written.
-    """
-    transformer, task_head = getattr(model, "transformer", model), getattr(model, "task_head", None)
-    we, parameters = transformer.embed.weight, dict(transformer.named_parameters())
-    n_vocab = len(we) - transformer.n_ctx
-    if sorted(encoder.encoder.values()) != list(range(n_vocab)):
-        raise BadInput(f"the encoder has {len(encoder.encoder)} pieces, but the model has {n_vocab} rows before the "
-                       "positions; the two do not belong together")
-    head = dict(task_head.linear.named_parameters()) if isinstance(task_head, MultipleChoiceHead) else None
-    architecture = "OpenAIGPTDoubleHeadsModel" if head else "OpenAIGPTLMHeadModel"
-    arrays = {"positions": we[n_vocab:], "tokens": we[:n_vocab],
-              **{name: parameters[name] for name in layer_names(len(transformer.h))}}
-    write_hub_model(path, arrays, _config_of(transformer, n_vocab, architectures=[architecture]), encoder, head)

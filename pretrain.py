@@ -8,7 +8,7 @@ and writes the parameters that do best on the held-out part, with the vocabulary
                         config.json
     log/<desc>.jsonl    the arguments, then one line per evaluation: mean cost in nats per token and perplexity
                         (tr_: the first sequences of the training part, as many as are held out; va_: held out)
-    save/<desc>/        the vocabulary, best_params, and what --resume continues from
+    save/<desc>/        the vocabulary, best_params, what --resume continues from, and what --keep_at keeps
 `python train.py --model_dir my_model --n_embd ... --n_head ... --n_layer ...` then fine-tunes it. With --init_dir
 the training starts from another model folder and keeps its vocabulary. (Radford et al. 2018, section 4.1.)
 """
@@ -17,14 +17,18 @@ import json
 import os
 import sys
 import tempfile
+import zlib
 from collections import Counter
 
+import ftfy
 import numpy as np
+import spacy
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import fast.gpt
 import opt
+from ablations.lstm import export_lstm, load_pretrained_lstm, make_model
 from fast.devices import moved_to
 from fast.memory import give_back_free_pages
 from formats import gpt_vocabulary
@@ -32,15 +36,19 @@ from formats.errors import BadInput, warn
 from formats.files import write_atomically, write_bytes
 from formats.gpt_files import read_pretrained
 from formats.hub import local_folder
+from formats.initial_values import filled
+from formats.lstm_files import FILE as LSTM_FILE
+from formats.lstm_files import read_lstm
 from formats.words import english_tokenizer
 from loss import word_loss
 from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
 from text_utils import TextEncoder
-from training import corpus, distributed, loop, options, plan, pretraining, runs, sharding
+from training import corpus, distributed, kept, loop, options, plan, pretraining, runs, sharding, token_files
 from training.precision import for_evaluation
 from utils import OneLineParser, require_ranges, run_script
 
 VOCABULARY = gpt_vocabulary.OPENAI_FILES
+LEARN_FROM = 100_000_000  # bytes of a text on the disk; the vocabulary is learned from at most so many, spread evenly
 UNKNOWN, NEWLINE = gpt_vocabulary.UNKNOWN, "\n</w>"
 
 
@@ -57,7 +65,9 @@ def parse_args(argv):
                        help="standard deviation of the initial weights; a narrow model learns sooner from e.g. 0.06")
     o = options.add_adam_options(p, lr=2.5e-4, lr_schedule="warmup_cosine")
     o.add_argument("--n_warmup", type=int, default=2000, help="updates spent warming up")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    options.settle_architecture(args)
+    return args
 
 
 def check_args(args, world):
@@ -73,16 +83,19 @@ def check_args(args, world):
                       "init_std": (1e-9, 1)})
     options.check_run_options(args, world)
     options.check_gpt_sizes(args)
-    pretraining.check_corpus_options(args, (*VOCABULARY, "params_shapes.json"))
+    pretraining.check_corpus_options(args, (*VOCABULARY, "params_shapes.json", LSTM_FILE))
     pretraining.source_folder(args, VOCABULARY)
     if args.init_dir is None:
         return args.n_ctx
     args.init_dir = local_folder(args.init_dir)
-    released = read_pretrained(args.init_dir)
-    options.settle_heads(args.n_head, args.afn, released, args.init_dir)
-    if (args.n_embd, args.n_layer) != (released.n_embd, released.n_layer):
-        raise BadInput(f"--n_embd {args.n_embd} --n_layer {args.n_layer} do not fit the model in {args.init_dir}: "
-                       f"give --n_embd {released.n_embd} --n_layer {released.n_layer}")
+    if args.architecture == "lstm":
+        released, size = read_lstm(args.init_dir), "n_unit"
+    else:
+        released, size = read_pretrained(args.init_dir), "n_layer"
+        options.settle_heads(args.n_head, args.afn, released, args.init_dir)
+    if (args.n_embd, getattr(args, size)) != (released.n_embd, getattr(released, size)):
+        raise BadInput(f"--n_embd {args.n_embd} --{size} {getattr(args, size)} do not fit the model in "
+                       f"{args.init_dir}: give --n_embd {released.n_embd} --{size} {getattr(released, size)}")
     if args.n_ctx > released.n_ctx:
         raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {released.n_ctx}, the positions in {args.init_dir}")
     n_pieces = len(gpt_vocabulary.read_folder(args.init_dir)[0])
@@ -92,9 +105,11 @@ def check_args(args, world):
     return released.n_ctx
 
 
-def read_words(paths, verbose=True):
+def read_words(paths, verbose=True, every=1):
     """Split text files into words as TextEncoder does, with a word for every line break.
 
+    Args:
+        paths, verbose, every: see corpus.read_parts.
     Returns:
         words: the distinct words, in the order in which they first occur.
         numbers: int32 [number of words in the text], indices into `words`.
@@ -102,7 +117,7 @@ def read_words(paths, verbose=True):
         BadInput: there is no text; see also corpus.read_parts.
     """
     index, numbers = {}, []
-    for of_part in corpus.read_words(english_tokenizer(), paths, verbose):
+    for of_part in corpus.read_words(english_tokenizer(), paths, verbose, every):
         numbers.append(np.array([index.setdefault(word, len(index)) for word in of_part], dtype=np.int32))
     if not numbers:
         raise BadInput(f"{', '.join(map(str, paths))}: nothing but blank lines; give some text")
@@ -198,10 +213,38 @@ def load_data(args, folder):
         copy_vocabulary(source, folder)
     encoder = TextEncoder.from_folder(folder)
     ids = encode_words(encoder, words, numbers)
-    unknown = np.count_nonzero(ids == encoder.encoder.get(UNKNOWN, 0))
-    if unknown > 0.001 * len(ids):
-        warn(f"{unknown:,} of {len(ids):,} tokens are {UNKNOWN}: characters outside the vocabulary (--n_chars)")
+    warn_of_unknown(np.count_nonzero(ids == 0), len(ids))
     valid_ids = encode_words(encoder, *read_words(args.valid_text)) if args.valid_text else None
+    return encoder, *pretraining.hold_out(args, ids, valid_ids, args.n_ctx)
+
+
+def warn_of_unknown(unknown, n):
+    """Warn where more than one in a thousand of n tokens is `<unk>`, id 0."""
+    if unknown > 0.001 * n:
+        warn(f"{unknown:,} of {n:,} tokens are {UNKNOWN}: characters outside the vocabulary (--n_chars)")
+
+
+def load_data_on_disk(args, folder, world):
+    """As load_data, for text that need not fit into memory: its ids go to files in --token_dir.
+
+    Returns:
+        encoder: a TextEncoder. train: token_files.Rows [n, n_ctx]. held_out: int32 [n, n_ctx].
+    """
+    source = pretraining.source_folder(args, VOCABULARY)
+
+    def make_vocabulary(place):
+        if source is not None:
+            copy_vocabulary(source, place)
+            return
+        words, numbers = read_words(args.text, every=-(-token_files.n_bytes(args.text) // LEARN_FROM))
+        write_vocabulary(place, *learn_vocabulary(words, np.bincount(numbers), args.n_merges, args.n_chars))
+
+    made_from = [args.n_merges, args.n_chars, LEARN_FROM] if source is None else \
+        [zlib.crc32(repr(gpt_vocabulary.read_folder(source)).encode())]
+    encoder, ids, valid_ids = pretraining.encode_on_disk(
+        args, world, folder, make_vocabulary, TextEncoder.from_folder,
+        ["gpt", ftfy.__version__, spacy.__version__, made_from], lambda encoder: encoder.word_ids(corpus.NEWLINE)[0])
+    warn_of_unknown(ids.n_zero, len(ids))
     return encoder, *pretraining.hold_out(args, ids, valid_ids, args.n_ctx)
 
 
@@ -216,21 +259,6 @@ def main(argv=None):
         outcome = run(args, world, n_positions)
     give_back_free_pages()
     return outcome
-
-
-def loaded(args, model, start, world):
-    """Put the parameters that the run starts from into an LMModel, and return it."""
-    if args.init_from is not None:
-        runs.load(model, start, None, verbose=world.is_first)
-    elif args.init_dir is None:
-        with torch.no_grad():
-            for p in model.parameters():
-                if p.ndim > 1:
-                    p *= args.init_std / 0.02
-    else:
-        load_openai_pretrained_model(model, n_transfer=args.n_layer, n_embd=args.n_embd, path=args.init_dir,
-                                     verbose=world.is_first)
-    return model
 
 
 def dry_run(args):
@@ -249,13 +277,15 @@ def run(args, world, n_positions):
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     with tempfile.TemporaryDirectory() as folder:  # the run's own keeps its vocabulary until all is checked
-        encoder, train, held_out = load_data(args, folder)
+        encoder, train, held_out = load_data_on_disk(args, folder, world) if pretraining.is_on_disk(args) else \
+            load_data(args, folder)
         vocabulary = pretraining.read_files(folder, VOCABULARY)
     n_vocab = len(encoder.encoder)
     n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
     if args.n_warmup >= n_updates_total:
         raise BadInput(f"--n_warmup is {args.n_warmup}, but the run has only {n_updates_total} updates; lower it, for "
                        f"example to {n_updates_total // 20}, or give more text or epochs")
+    kept.updates_to_keep(args.keep_at, n_updates_total)  # refuses what is beyond the end
     unigram = corpus.unigram_perplexity(train, held_out[:, 1:], n_vocab)
     if world.is_first:
         print(f"{train.size:,} tokens to train on, {held_out.size:,} held out (unigram perplexity {unigram:.1f}), "
@@ -265,10 +295,33 @@ def run(args, world, n_positions):
         n_positions = runs.n_positions(start, n_vocab)
         if args.n_ctx > n_positions:
             raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {n_positions}, the positions in {start.path}")
-    def empty():
-        return LMModel(args, n_vocab + n_positions, n_positions)
+    is_lstm = args.architecture == "lstm"
 
-    model = sharding.build(args, world, lambda: loaded(args, empty(), start, world), empty, runs.resumes(args))
+    def empty():
+        return make_model(LMModel, args, n_vocab + n_positions, n_positions)
+
+    def fill(model):
+        if args.init_from is not None:
+            runs.load(model, start, None, verbose=world.is_first)
+        elif args.init_dir is None:
+            return [name for name, _ in model.named_parameters()]
+        elif is_lstm:
+            load_pretrained_lstm(model, args.init_dir, verbose=world.is_first)
+        else:
+            load_openai_pretrained_model(model, n_transfer=args.n_layer, n_embd=args.n_embd, path=args.init_dir,
+                                         verbose=world.is_first)
+        return []
+
+    def make():
+        model = filled(empty, fill)
+        if args.init_from is None and args.init_dir is None:
+            with torch.no_grad():
+                for name, p in model.named_parameters():
+                    if p.ndim > 1 and ".lstm." not in name:  # which torch draws by its number of units
+                        p *= args.init_std / 0.02
+        return model
+
+    model = sharding.build(args, world, make, empty, runs.resumes(args))
     optimizer = opt.OpenAIAdam(model.parameters(), lr=args.lr, schedule=args.lr_schedule,
                                warmup=args.n_warmup / n_updates_total, t_total=n_updates_total, b1=args.b1, b2=args.b2,
                                e=args.e, l2=args.l2, max_grad_norm=args.max_grad_norm)
@@ -276,7 +329,7 @@ def run(args, world, n_positions):
     positions = torch.arange(args.n_ctx) + n_vocab
 
     def inputs(ids):
-        tokens = torch.from_numpy(ids).long()
+        tokens = torch.from_numpy(np.asarray(ids)).long()
         return torch.stack([tokens, positions.expand_as(tokens)], -1)                   # [b, t] -> [b, t, 2]
 
     def tower_loss(rows):
@@ -297,9 +350,10 @@ def run(args, world, n_positions):
     if world.is_first:
         for name, data in vocabulary.items():
             write_bytes(os.path.join(args.model_dir, name), data)
-        export_openai_model(model, args.model_dir)
-        pretraining.print_ending(args, "train.py", f" --n_embd {args.n_embd} --n_head {args.n_head} --n_layer "
-                                 f"{args.n_layer} --n_transfer {args.n_layer} --n_ctx {n_positions} --afn {args.afn}")
+        (export_lstm if is_lstm else export_openai_model)(model, args.model_dir)
+        sizes = f"--architecture lstm --n_unit {args.n_unit}" if is_lstm else \
+            f"--n_head {args.n_head} --n_layer {args.n_layer} --n_transfer {args.n_layer} --afn {args.afn}"
+        pretraining.print_ending(args, "train.py", f" --n_embd {args.n_embd} --n_ctx {n_positions} {sizes}")
     return loop.outcome(args, model, encoder, world, model_dir=args.model_dir)
 
 

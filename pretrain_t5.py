@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import tempfile
+import zlib
 
 import numpy as np
 import sentencepiece
@@ -31,14 +32,16 @@ from formats import progress
 from formats.errors import BadInput, is_first_process
 from formats.files import write_bytes
 from formats.hub import local_folder
+from formats.initial_values import filled
 from t5_pytorch import EOS, T5, T5_CONFIGS, export_t5_model, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import N_SENTINELS, SentencePieceEncoder
-from training import corpus, distributed, loop, options, plan, pretraining, runs, sharding
+from training import corpus, distributed, kept, loop, options, plan, pretraining, runs, sharding, token_files
 from training.precision import for_evaluation
 from training.span_corruption import corrupt, random_spans_helper
 from utils import OneLineParser, require_ranges, run_script
 
 MAX_LINES = 1_000_000  # the vocabulary is learned from at most so many, spread evenly over the text
+LEARN_FROM = 20_000_000  # bytes of a text on the disk that the vocabulary is learned from, spread evenly over it
 Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in training only
 
 
@@ -140,13 +143,13 @@ def learn_vocabulary(lines, n_pieces):
     return model.getvalue()
 
 
-def read_text(paths):
-    """Return the parts of text files, see corpus.read_parts.
+def read_text(paths, every=1):
+    """Return the parts of text files, or the first of `every` so many, see corpus.read_parts.
 
     Raises:
         BadInput: there are none; see also corpus.read_parts.
     """
-    parts = [part for part, _ in corpus.read_parts(paths)]
+    parts = [part for part, _ in corpus.read_parts(paths, every=every)]
     if not parts:
         raise BadInput(f"{', '.join(paths)}: nothing but blank lines; give some text")
     return parts
@@ -167,20 +170,46 @@ def load_data(args, folder, tokens_length):
         encoder: a SentencePieceEncoder. train, held_out: int32 [n, tokens_length], raw token ids.
     """
     lines = read_text(args.text)
-    source = pretraining.source_folder(args, ["spiece.model"])
-    if source is None:
-        data = learn_vocabulary(lines, args.n_pieces)
-    else:
-        of_source = SentencePieceEncoder.from_folder(source)
-        if of_source.sentinels != [of_source.n_tokens - 1 - i for i in range(N_SENTINELS)]:
-            raise BadInput(f"{source}: the vocabulary does not end in {N_SENTINELS} sentinels that count down, as T5's "
-                           f"does (it has {len(of_source.sentinels)}); span corruption needs these")
-        data = of_source.data
     path = os.path.join(folder, "spiece.model")
-    write_bytes(path, data)
+    write_bytes(path, of_source(args) or learn_vocabulary(lines, args.n_pieces))
     encoder = SentencePieceEncoder(path)
     valid_ids = encode(encoder, read_text(args.valid_text)) if args.valid_text else None
     return encoder, *pretraining.hold_out(args, encode(encoder, lines), valid_ids, tokens_length)
+
+
+def of_source(args):
+    """Return the bytes of the vocabulary that is kept, that of --init_dir or --init_from; None for a new one.
+
+    Raises:
+        BadInput: its sentinels are not where T5 has them.
+    """
+    source = pretraining.source_folder(args, ["spiece.model"])
+    if source is None:
+        return None
+    encoder = SentencePieceEncoder.from_folder(source)
+    if encoder.sentinels != [encoder.n_tokens - 1 - i for i in range(N_SENTINELS)]:
+        raise BadInput(f"{source}: the vocabulary does not end in {N_SENTINELS} sentinels that count down, as T5's "
+                       f"does (it has {len(encoder.sentinels)}); span corruption needs these")
+    return encoder.data
+
+
+def load_data_on_disk(args, folder, tokens_length, world):
+    """As load_data, for text that need not fit into memory: its ids go to files in --token_dir.
+
+    Returns:
+        encoder: a SentencePieceEncoder. train: token_files.Rows [n, tokens_length]. held_out: int32 [n, tokens_length].
+    """
+    data = of_source(args)
+
+    def make_vocabulary(place):
+        every = -(-token_files.n_bytes(args.text) // LEARN_FROM)
+        write_bytes(os.path.join(place, "spiece.model"),
+                    data or learn_vocabulary(read_text(args.text, every), args.n_pieces))
+
+    encoder, ids, valid_ids = pretraining.encode_on_disk(
+        args, world, folder, make_vocabulary, SentencePieceEncoder.from_folder,
+        ["t5", sentencepiece.__version__, [args.n_pieces, LEARN_FROM] if data is None else [zlib.crc32(data)]])
+    return encoder, *pretraining.hold_out(args, ids, valid_ids, tokens_length)
 
 
 def mean_loss(args, model, src, targets, z_loss=0.0):
@@ -208,17 +237,6 @@ def main(argv=None):
     return outcome
 
 
-def loaded(args, model, start, world):
-    """Put the parameters that the run starts from, if there are any, into a T5, and return it."""
-    if args.init_from is not None:
-        runs.load(model, start, None, verbose=world.is_first)
-    elif args.init_dir is not None:
-        report = load_t5_pretrained_model(model, args.init_dir)
-        if world.is_first:
-            print(f"loaded {len(report['loaded'])} variables from {args.init_dir}")
-    return model
-
-
 def dry_run(args):
     """Count what an update takes, print that and return it; see training/plan.py."""
     options.check_dry_run(args, {"n_ctx": (4, None), "n_pieces": (4, None)} | options.t5_size_ranges(args))
@@ -232,12 +250,14 @@ def run(args, world, tokens_length):
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     with tempfile.TemporaryDirectory() as folder:  # the run's own keeps its vocabulary until all is checked
-        encoder, train, held_out = load_data(args, folder, tokens_length)
+        encoder, train, held_out = load_data_on_disk(args, folder, tokens_length, world) \
+            if pretraining.is_on_disk(args) else load_data(args, folder, tokens_length)
         vocabulary = pretraining.read_files(folder, sorted(os.listdir(folder)))
     n_updates_total = loop.updates_per_epoch(len(train), args) * args.n_iter
+    kept.updates_to_keep(args.keep_at, n_updates_total)  # refuses what is beyond the end
 
     def corrupted(rows, rng):
-        return corrupt(rows, encoder.sentinel(0), EOS, args.noise_density, args.mean_noise_span_length, rng)
+        return corrupt(np.asarray(rows), encoder.sentinel(0), EOS, args.noise_density, args.mean_noise_span_length, rng)
 
     def tensors(arrays):
         return [torch.from_numpy(array).long() for array in arrays]
@@ -256,7 +276,18 @@ def run(args, world, tokens_length):
     def empty():
         return T5(**config)
 
-    model = sharding.build(args, world, lambda: loaded(args, empty(), start, world), empty, runs.resumes(args))
+    def fill(model):
+        if args.init_from is not None:
+            runs.load(model, start, None, verbose=world.is_first)
+            return []
+        if args.init_dir is None:
+            return [name for name, _ in model.named_parameters()]
+        report = load_t5_pretrained_model(model, args.init_dir)
+        if world.is_first:
+            print(f"loaded {len(report['loaded'])} variables from {args.init_dir}")
+        return report["fresh"]
+
+    model = sharding.build(args, world, lambda: filled(empty, fill), empty, runs.resumes(args))
     optimizer = opt.Adafactor(model.parameters(), lr=lambda step: opt.rsqrt_schedule(step, args.n_warmup))
     loop.prepare_blocks(args, model.encoder.block, model.decoder.block, dynamic=False)
 

@@ -3,6 +3,10 @@
     python reproduce.py --data_dir DATA --seeds 10                              the Story Cloze Test
     python reproduce.py --dataset cola --data_dir glue_data --seeds 3           another task of the paper
     python reproduce.py --t5 small --dataset glue --data_dir DATA --model_dir DIR --n_updates 20000
+    python reproduce.py --t5 small --dataset rocstories --data_dir DATA --n_updates 460 -- --form answer
+    python reproduce.py --ablations                         table 5 on toy sets; see claims/ablations.py for real data
+    python reproduce.py --layers                            figure 2 (left); see claims/layers.py
+    python reproduce.py --zero_shot                         figure 2 (right); see claims/zero_shot_curves.py
     python reproduce.py --data_dir TOY --seeds 2 --out toy -- --n_transfer -1 --n_embd 96 --n_head 4 --n_layer 3
 
 First it checks weights and data and estimates the time, then it runs train.py with the authors' defaults (and with
@@ -35,14 +39,16 @@ from typing import NamedTuple
 import torch
 
 import analysis
-import datasets
 import download_model
 import train
 import train_t5
+from ablations.lstm import make_model
+from claims import ablations, layers, zero_shot_curves
 from formats import checks
 from formats.errors import BadInput, MissingInput, warn
 from formats.files import load_tensors, write_atomically
 from model_pytorch import DoubleHeadModel
+from tasks import story_cloze
 from tasks.gpt_tasks import GPT_TASKS
 from tasks.metrics import TITLES
 from training import distributed, finetuning, loop, task_data
@@ -119,14 +125,14 @@ def check_data(run):
     Returns:
         Inputs. Other row counts and one-sided answers get a warning.
     Raises:
-        MissingInput, BadInput: see datasets.rocstories and the other readers.
+        MissingInput, BadInput: see story_cloze.rocstories and the other readers.
     """
     if run.dataset != "rocstories":
         return check_task_data(run)
     lines, departures, blobs = [], [], {}
-    for name in (datasets.VALID_FILE, datasets.TEST_FILE):
+    for name in (story_cloze.VALID_FILE, story_cloze.TEST_FILE):
         path = os.path.join(run.data_dir, name)
-        labels = datasets._rocstories(path)[3]
+        labels = story_cloze._rocstories(path)[3]
         n, second = len(labels), float(labels.mean())
         lines.append(f"{name}: {n} stories, the right ending is the first in {100 - 100 * second:.1f}% and the second "
                      f"in {100 * second:.1f}%")
@@ -275,10 +281,11 @@ def seconds_per_seed(run, n_updates=3):
     encoder = train.load_encoder(run)
     n_vocab = len(encoder.encoder)
     (task, splits), n_ctx = train.load_data(run, encoder)
-    n_train, n_valid, n_test = (len(splits[name]) for name in ("train", "valid", "test"))
+    n_train = len(splits["train"])
     total = loop.updates_per_epoch(n_train, run) * run.n_iter
     classify = n_vocab + len(train.SPECIAL) - 1
-    model = DoubleHeadModel(run, classify, task.head, n_vocab + len(train.SPECIAL) + n_ctx, n_ctx).to(device)
+    model = make_model(DoubleHeadModel, run, classify, task.head, n_vocab + len(train.SPECIAL) + n_ctx, n_ctx)
+    model.to(device)
     optimizer = train.make_optimizer(run, model, total)
     X, M, Y = (torch.from_numpy(array) for array in splits["train"].layout(slice(run.n_batch * run.n_gpu)))
 
@@ -302,6 +309,8 @@ def seconds_per_seed(run, n_updates=3):
     model.eval()
     converted = for_evaluation(model, run.precision)
     per_example = min(timed(lambda: train.task_logits(run, converted, X)) for _ in range(2)) / len(X)
+    n_valid = sum(len(examples) for name, examples in splits.items() if name.startswith("valid"))
+    n_test = sum(len(splits[name]) for name in task.submission if name in splits)
     evaluated = run.n_iter * (min(run.n_valid, n_train) + n_valid) + n_test
     return total * per_update + evaluated * per_example, per_update
 
@@ -352,15 +361,26 @@ def delete_checkpoint(run):
 
 
 def measured(args, run):
-    """Return {'seed', 'valid', 'test', 'best_epoch', 'seconds', 'resumed'} of a finished seed, from its files.
+    """Return {'seed', 'valid', 'test', 'parts', 'best_epoch', 'seconds', 'resumed'} of a finished seed, from its files.
 
-    valid and test are the task's first metric, in percent; test is None where the labels are not public.
+    valid and test are the task's first metric, in percent; test is None where the labels are not public. parts has the
+    same of a part of the examples, such as {'test, high': percent}.
     """
     files, record = run_files(args, run), read_record(run_files(args, run)["record"])
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints too, which after every seed would be too much
-        valid, test = analysis.REPORTS[run.dataset](args.data_dir, files["submission"], files["log"])
-    best = analysis.best_evaluation(files["log"], f"va_{GPT_TASKS[run.dataset].metrics[0]}")
-    return {"seed": run.seed, "valid": valid, "test": test, "best_epoch": best["n_epochs"],
+    task = GPT_TASKS[run.dataset]
+    first, parts = task.metrics[0], {}
+    if run.dataset == "rocstories":
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints too, which after every seed would be too much
+            valid, test = analysis.rocstories(args.data_dir, files["submission"], files["log"])
+    else:
+        found = analysis.measured(task, args.data_dir, files["submission"], files["log"])
+        parts = {f"{split}, {name.removeprefix(first + '_')}": value
+                 for split, values in zip(("valid", "test"), found, strict=True)
+                 for name, value in (values or {}).items()
+                 if name.startswith(f"{first}_")}
+        valid, test = (values and values[first] for values in found)
+    best = analysis.best_evaluation(files["log"], f"va_{first}")
+    return {"seed": run.seed, "valid": valid, "test": test, "parts": parts, "best_epoch": best["n_epochs"],
             "seconds": record["seconds"], "resumed": record["resumed"]}
 
 
@@ -427,14 +447,17 @@ def markdown(values):
 
     seeds, n, metric, judged = (values[name] for name in ("seeds", "finished", "metric", "judged"))
     best = max(seeds, key=lambda seed: seed[judged])
+    parts_of_data = list(dict.fromkeys(name for seed in seeds for name in seed["parts"]))
     parts = [f"# {values['title']}: {n} of {values['asked']} fine-tunings finished"]
     if values["departures"]:
         parts.append("**This is not the published setting**, and its accuracies do not compare with the published "
                      "ones:\n\n" + "\n".join(f"- {line}" for line in values["departures"]))
     parts += [
         "## Measured here",
-        table(["seed", f"valid {metric} (%)", f"test {metric} (%)", "best epoch", "time"],
-              [[s["seed"], f"{s['valid']:.2f}", percent(s["test"]), s["best_epoch"], duration(s)] for s in seeds]),
+        table(["seed", f"valid {metric} (%)", f"test {metric} (%)", *parts_of_data, "best epoch", "time"],
+              [[s["seed"], f"{s['valid']:.2f}", percent(s["test"]),
+                *(f"{s['parts'][name]:.2f}" if name in s["parts"] else "" for name in parts_of_data), s["best_epoch"],
+                duration(s)] for s in seeds]),
         f"{judged.capitalize()} {metric} of {n} seed(s): median {values['median']:.2f}, range "
         f"{values['lowest']:.2f} to {values['highest']:.2f}, best {best[judged]:.2f} (seed {best['seed']}). "
         "Each test prediction is made with the epoch that did best on the validation part.",
@@ -471,8 +494,9 @@ def reproduce_t5(argv):
         outcomes.append(train_t5.main([
             "--desc", desc, "--model", args.t5, "--dataset", args.dataset, "--data_dir", args.data_dir, "--model_dir",
             args.model_dir, "--seed", str(args.seed), "--n_updates", str(n_updates), "--analysis", "--resume",
-            *(word for kind in ("log", "save", "submission")
-              for word in (f"--{kind}_dir", os.path.join(args.out, kind))), *argv[cut + 1:]]))
+            *(word for kind, folder in (("log", "log"), ("save", "save"), ("submission", f"submission/{desc}"))
+              for word in (f"--{kind}_dir", os.path.join(args.out, folder))),
+            *["--submit"] * (args.dataset == "rocstories"), *argv[cut + 1:]]))  # whose report is on the test file
     return outcomes
 
 
@@ -481,6 +505,9 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     if "--t5" in argv:
         return reproduce_t5(argv)
+    for flag, experiment in (("--ablations", ablations), ("--layers", layers), ("--zero_shot", zero_shot_curves)):
+        if flag in argv:
+            return experiment.main(argv)
     args, extra = parse_args(argv)
     commands = [train_command(args, extra, args.first_seed + i) for i in range(args.seeds)]
     runs = [train.parse_args(command) for command in commands]

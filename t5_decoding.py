@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from formats.errors import BadInput
 from t5_pytorch import EOS, PAD, START, T5, require_finite
 
-__all__ = ["Decoder", "beam_search", "evaluation_mode", "generate", "sample"]
+__all__ = ["Decoder", "Hypotheses", "beam_search", "evaluation_mode", "generate", "sample", "unwrapped"]
 
 STOP_EVERY = 8  # tokens between two questions to `stop`
 LARGEST_PENALTY = 1e30  # scores divided by it are still float32 numbers that can be told apart
@@ -53,6 +53,14 @@ class Decoder:
         x = self.model.embed_target(self.tokens.flatten(0, 1))                          # [bn, t, d]
         x = self.model.decoder(x, None, self.memory, self.memory_mask)[:, -1]
         return self.model.logits(require_finite(x)).unflatten(0, tokens.shape).float()  # [bn, v] -> [b, n, v]
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model in a wrapper that has its forward alone: DistributedDataParallel, DataParallel, AveragedModel."""
+    wrappers = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel, torch.optim.swa_utils.AveragedModel)
+    while isinstance(model, wrappers):
+        model = model.module
+    return model
 
 
 @contextlib.contextmanager
@@ -126,30 +134,35 @@ def sample(logits: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p
 def generate(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, max_length: int | None = None,
              temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, generator: torch.Generator | None = None,
              decoder: type | None = None, prefix: torch.Tensor | None = None,
-             stop: Callable[[list[int]], bool] | None = None) -> torch.Tensor:
+             stop: Callable[[list[int]], bool] | None = None,
+             return_scores: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Greedy decoding, or sampling with temperature > 0 (TF function `sample_autoregressive`).
 
     Ends when every row has an EOS or max_length is reached.
 
     Args:
-        model: a T5; src: int [b, s]; mask: bool [b, s], True = keep, or None.
+        model: a T5, or one in a wrapper, see unwrapped; src: int [b, s]; mask: bool [b, s], True = keep, or None.
         max_length: most tokens after the prefix, EOS included; None: as many as the source has (the original's rule).
         temperature, top_k, top_p, generator: see sample.
         decoder: the class that answers with logits; Decoder by default.
         prefix: int [p] or [b, p], without EOS and padding: how every answer, or each, begins.
         stop: function of a row's ids so far (a list, without the prefix): whether it needs no more. It is asked
             every STOP_EVERY tokens, so an answer may go on for a few more than it wants.
+        return_scores: return the scores too.
     Returns:
-        int64 [b, at most p + max_length], 0 after the first EOS, and where `stop` ended a row.
+        ids: int64 [b, at most p + max_length], 0 after the first EOS, and where `stop` ended a row.
+        scores, if asked for: float32 [b], the log-probability of each row's ids after the prefix, EOS included, in
+            nats: the model's own, whatever was drawn from.
     Raises:
         BadInput: an argument out of range.
     """
-    max_length = src.shape[1] if max_length is None else max_length
+    model, max_length = unwrapped(model), src.shape[1] if max_length is None else max_length
     _require("max_length", max_length, max_length >= 1, "at least 1")
     require_sampling(temperature, top_k, top_p)
     prefix = _prefix_ids(prefix, src)
+    scores = torch.zeros(len(src), device=src.device)
     if not len(src):
-        return prefix.clone()
+        return (prefix.clone(), scores) if return_scores else prefix.clone()
     with evaluation_mode(model):
         decoder = (decoder or Decoder)(model, src, mask, prefix.shape[1] + max_length)
         *read, token = F.pad(prefix, (1, 0), value=START).split(1, 1)
@@ -160,13 +173,96 @@ def generate(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, max
         for _ in range(max_length):
             logits = decoder.step(token)[:, 0]                                  # [b, 1, v] -> [b, v]
             token = sample(logits, temperature, top_k, top_p, generator)[:, None]
+            if return_scores:
+                scores += log_probs_of(token, logits).masked_fill(done[:, 0], 0)
             ids.append(token.masked_fill(done, PAD))
             done |= token == EOS
             if stop is not None and len(ids) % STOP_EVERY == 0:
                 done |= stopped(stop, torch.cat(ids, 1))
             if done.all():
                 break
-    return torch.cat([prefix, *ids], 1)  # outside of inference mode: a tensor that a loss accepts
+    ids = torch.cat([prefix, *ids], 1)  # outside of inference mode: a tensor that a loss accepts
+    return (ids, scores) if return_scores else ids
+
+
+def log_probs_of(token: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The log-probability of a token [b, 1] by logits [b, v]: [b]."""
+    return (logits.gather(1, token) - logits.logsumexp(1, keepdim=True))[:, 0]
+
+
+def require_search(src: torch.Tensor, mask: torch.Tensor | None, max_length: int | None, beams: int, alpha: float,
+                   n_best: int = 1) -> int:
+    """Return the most tokens that an answer of beam_search may have, or raise BadInput for an argument out of range."""
+    longest = src.shape[1] if mask is None or not len(src) else int(mask.sum(1).max())
+    max_length = min(src.shape[1] if max_length is None else max_length, int(1.5 * longest + 10))
+    _require("max_length", max_length, max_length >= 1, "at least 1")
+    _require("beams", beams, beams >= 1, "at least 1")
+    _require("alpha", alpha, 0 <= alpha < math.inf, "0 or more")
+    limit = math.log(LARGEST_PENALTY) / math.log((6 + max_length) / 6)
+    _require("alpha", alpha, alpha <= limit, f"at most {limit:.1f} where answers may have {max_length} tokens")
+    _require("n_best", n_best, 1 <= n_best <= beams, f"1 to {beams}, the beams")
+    return max_length
+
+
+class Hypotheses:
+    """The hypotheses of a beam search: n alive and n finished ones of each of b sources, from the best down.
+
+    Attributes:
+        alive: int64 [b, n, t], t the steps so far; alive_score: float32 [b, n], log probabilities.
+        finished: int64 [b, n, t]; finished_score: float32 [b, n], over the length penalty; -inf: an empty place.
+    """
+
+    def __init__(self, b: int, beams: int, max_length: int, alpha: float, device: torch.device):
+        self.beams, self.max_length, self.alpha = beams, max_length, alpha
+        self.alive = torch.zeros(b, beams, 0, dtype=torch.int64, device=device)
+        self.alive_score = torch.full((b, beams), -math.inf, device=device)
+        self.alive_score[:, 0] = 0                                              # at first all beams are one
+        self.finished, self.finished_score = self.alive.clone(), torch.full_like(self.alive_score, -math.inf)
+
+    def penalty(self, n: int) -> float:
+        """The length penalty of n tokens."""
+        return ((5 + n) / 6) ** self.alpha
+
+    def advance(self, log_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take one step.
+
+        Args:
+            log_p: float32 [b, n, v], the log probabilities of each alive hypothesis' next token.
+        Returns:
+            tokens int [b, n], the newest of the alive ones now; parents int [b, n], which of them each goes on from.
+        """
+        log_p, n, v = log_p + self.alive_score[..., None], self.beams, log_p.shape[-1]
+        score, index = log_p.flatten(1).topk(2 * n)                             # [b, n*v] -> [b, 2n]
+        beam, token = index // v, index % v
+        candidates = torch.cat([_rows(self.alive, beam), token[..., None]], 2)  # [b, 2n, t + 1]
+        ends = token == EOS
+
+        ended = (score / self.penalty(candidates.shape[2])).masked_fill(~ends, -math.inf)
+        self.finished_score, best = torch.cat([self.finished_score, ended], 1).topk(n)  # [b, n + 2n] -> [b, n]
+        self.finished = _rows(torch.cat([F.pad(self.finished, (0, 1)), candidates], 1), best)
+
+        self.alive_score, best = score.masked_fill(ends, -math.inf).topk(n)     # [b, 2n] -> [b, n]
+        self.alive = _rows(candidates, best)
+        return token.gather(1, best), beam.gather(1, best)
+
+    def are_final(self, n_best: int) -> torch.Tensor:
+        """bool [b]: the n_best of a source have finished, and nothing alive could beat its worst finished one."""
+        worst = self.finished_score.masked_fill(self.finished_score == -math.inf, math.inf).amin(1)
+        bound = self.alive_score[:, 0] / self.penalty(self.max_length)
+        return (worst > bound) & (self.finished_score[:, n_best - 1] > -math.inf)
+
+    def best(self, n_best: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids int64 [b, n_best, t] and scores float32 [b, n_best]: the finished ones, then alive ones."""
+        scores = torch.cat([self.finished_score, self.alive_score / self.penalty(self.alive.shape[2])], 1)
+        # Both parts are sorted; empty places come last.
+        place = torch.cat([(self.finished_score == -math.inf) * 2, torch.ones_like(self.alive_score)], 1)
+        best = place.argsort(dim=1, stable=True)[:, :n_best]                    # [b, n + n] -> [b, n_best]
+        return _rows(torch.cat([self.finished, self.alive], 1), best), scores.gather(1, best)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with some of the sources alone; rows: int [number of them]."""
+        for name in ("alive", "alive_score", "finished", "finished_score"):
+            setattr(self, name, getattr(self, name)[rows])
 
 
 def beam_search(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, max_length: int | None = None,
@@ -196,15 +292,8 @@ def beam_search(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, 
     Raises:
         BadInput: an argument out of range.
     """
-    b, device = len(src), src.device
-    longest = src.shape[1] if mask is None or not b else int(mask.sum(1).max())
-    max_length = min(src.shape[1] if max_length is None else max_length, int(1.5 * longest + 10))
-    _require("max_length", max_length, max_length >= 1, "at least 1")
-    _require("beams", beams, beams >= 1, "at least 1")
-    _require("alpha", alpha, 0 <= alpha < math.inf, "0 or more")
-    limit = math.log(LARGEST_PENALTY) / math.log((6 + max_length) / 6)
-    _require("alpha", alpha, alpha <= limit, f"at most {limit:.1f} where answers may have {max_length} tokens")
-    _require("n_best", n_best, 1 <= n_best <= beams, f"1 to {beams}, the beams")
+    model, b, device = unwrapped(model), len(src), src.device
+    max_length = require_search(src, mask, max_length, beams, alpha, n_best)
     prefix = _prefix_ids(prefix, src)
     if not b:
         shape = (0,) if n_best == 1 else (0, n_best)
@@ -215,39 +304,13 @@ def beam_search(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, 
         *read, tokens = F.pad(prefix, (1, 0), value=START)[:, None].expand(-1, beams, -1).unbind(-1)
         for forced in read:
             decoder.step(forced)
-        alive = torch.zeros(b, beams, 0, dtype=torch.int64, device=device)      # grows by a token a step
-        alive_score = torch.full((b, beams), -math.inf, device=device)          # log probability
-        alive_score[:, 0] = 0                                                   # at first all beams are one
-        finished = alive.clone()
-        finished_score = torch.full_like(alive_score, -math.inf)                # -inf: an empty place
-        parents = None
-        for i in range(max_length):
-            log_p = decoder.step(tokens, parents).log_softmax(-1) + alive_score[..., None]  # [b, n, v]
-            v = log_p.shape[-1]
-            score, index = log_p.flatten(1).topk(2 * beams)                     # [b, n*v] -> [b, 2n]
-            beam, token = index // v, index % v
-            candidates = torch.cat([_rows(alive, beam), token[..., None]], 2)   # [b, 2n, i + 1]
-            ends = token == EOS
-
-            penalty = ((5 + i + 1) / 6) ** alpha
-            all_finished = torch.cat([F.pad(finished, (0, 1)), candidates], 1)
-            all_scores = torch.cat([finished_score, (score / penalty).masked_fill(~ends, -math.inf)], 1)
-            finished_score, best = all_scores.topk(beams)                       # [b, n + 2n] -> [b, n]
-            finished = _rows(all_finished, best)
-
-            alive_score, best = score.masked_fill(ends, -math.inf).topk(beams)  # [b, 2n] -> [b, n]
-            alive = _rows(candidates, best)
-            tokens, parents = token.gather(1, best), beam.gather(1, best)
-
-            worst = finished_score.masked_fill(finished_score == -math.inf, math.inf).amin(1)
-            bound = alive_score[:, 0] / ((5 + max_length) / 6) ** alpha
-            if ((worst > bound) & (finished_score[:, n_best - 1] > -math.inf)).all():
+        hypotheses, parents = Hypotheses(b, beams, max_length, alpha, device), None
+        for _ in range(max_length):
+            tokens, parents = hypotheses.advance(decoder.step(tokens, parents).log_softmax(-1))
+            if hypotheses.are_final(n_best).all():
                 break
-    # Outside of inference mode, for tensors that a loss accepts. Both parts are sorted; empty places come last.
-    place = torch.cat([(finished_score == -math.inf) * 2, torch.ones_like(finished_score)], 1)
-    best = place.argsort(dim=1, stable=True)[:, :n_best]                            # [b, n + n] -> [b, n_best]
-    ids = torch.cat([prefix[:, None].expand(-1, n_best, -1), _rows(torch.cat([finished, alive], 1), best)], 2)
-    scores = torch.cat([finished_score, alive_score / penalty], 1).gather(1, best)
+    ids, scores = hypotheses.best(n_best)  # outside of inference mode: tensors that a loss accepts
+    ids = torch.cat([prefix[:, None].expand(-1, n_best, -1), ids], 2)
     if n_best == 1:
         ids, scores = ids[:, 0], scores[:, 0]
     return (ids, scores) if return_scores else ids

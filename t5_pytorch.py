@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from formats.errors import BadInput
 from formats.hub import local_folder
+from formats.initial_values import filled
 from formats.t5_files import (  # noqa: F401 (offered from here too)
     EOS,
     EPSILON,
@@ -400,7 +401,7 @@ class T5(nn.Module):
         self.register_load_state_dict_pre_hook(strip_wrappers)
 
     @classmethod
-    def from_pretrained(cls, name: str, revision: str | None = None) -> "T5":
+    def from_pretrained(cls, name: str, revision: str | None = None, dtype: torch.dtype | None = None) -> "T5":
         """Return a model with the weights and sizes of a folder or of a repository on the Hub, in evaluation mode.
 
         Its encoder: text_utils.SentencePieceEncoder.from_folder.
@@ -409,13 +410,13 @@ class T5(nn.Module):
             name: a folder with config.json and weights (see load_t5_pretrained_model), or `owner/name` of a
                 repository. The folder of one of Google's checkpoints has no config.json: use T5_CONFIGS for those.
             revision: branch, tag or commit of the repository.
+            dtype: of the parameters; torch.bfloat16 takes half of the memory. None: float32.
         Raises:
             MissingInput, BadInput: see read_t5_config and load_t5_pretrained_model.
         """
         path = local_folder(name, revision)
-        model = cls(**read_t5_config(path))
-        load_t5_pretrained_model(model, path)
-        return model.eval()
+        config = read_t5_config(path)
+        return filled(lambda: cls(**config), lambda model: load_t5_pretrained_model(model, path)["fresh"], dtype).eval()
 
     def embed_source(self, src: torch.Tensor) -> torch.Tensor:
         """int [b, s] -> [b, s, d]. Raises BadInput: see require_ids."""

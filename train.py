@@ -20,6 +20,7 @@ import argparse
 import os
 import sys
 import zlib
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,11 +28,15 @@ import torch
 import analysis
 import fast.gpt
 import opt
+from ablations.lstm import load_pretrained_lstm, make_model
 from fast.devices import moved_to
 from fast.memory import give_back_free_pages
 from formats.errors import BadInput
 from formats.gpt_files import WHERE_FROM, read_pretrained
+from formats.gpt_weights import not_loaded
 from formats.hub import local_folder
+from formats.initial_values import filled
+from formats.lstm_files import read_lstm
 from loss import double_head_loss
 from model_pytorch import DoubleHeadModel, load_openai_pretrained_model
 from tasks.layout import SPECIAL, longest, transform_roc  # noqa: F401 (the original's name, here as it was there)
@@ -52,7 +57,7 @@ def parse_args(argv):
                        help="folder with weights and vocabulary, or OWNER/NAME of a repository on the Hugging Face Hub")
     model.add_argument("--encoder_path", help="vocabulary (default: that in model_dir, encoder_bpe_40000.json)")
     model.add_argument("--bpe_path", help="merges (default: those in model_dir, vocab_40000.bpe)")
-    model.add_argument("--n_transfer", type=int, default=12,
+    model.add_argument("--n_transfer", type=int, default=options.ALL_LAYERS,
                        help="pretrained layers to load; 0: the embedding alone; -1: nothing, train from scratch")
     model.add_argument("--n_ctx", type=int, default=512, help="positions at most; the data may need fewer")
     options.add_gpt_size_options(model)
@@ -65,6 +70,7 @@ def parse_args(argv):
     args = p.parse_args(argv)
     if args.desc is None and args.show is None:
         p.error("the following arguments are required: --desc")
+    options.settle_architecture(args)
     args.encoder_path = args.encoder_path or os.path.join(args.model_dir, VOCABULARY[0])
     args.bpe_path = args.bpe_path or os.path.join(args.model_dir, VOCABULARY[1])
     return args
@@ -104,15 +110,19 @@ def check_args(args, world):
     find_folder(args)
     if args.n_transfer < 0 or args.init_from is not None:
         return None
-    released = read_pretrained(args.model_dir)
+    is_lstm = args.architecture == "lstm"
+    released = read_lstm(args.model_dir) if is_lstm else read_pretrained(args.model_dir)
     if args.n_embd != released.n_embd:
         raise BadInput(f"--n_embd is {args.n_embd}, but the weights in {args.model_dir} have {released.n_embd}; "
                        f"give --n_embd {released.n_embd}, or --n_transfer -1 to train without them")
-    if args.n_transfer > 0:
+    if is_lstm and args.n_unit != released.n_unit:
+        raise BadInput(f"--n_unit is {args.n_unit}, but the LSTM in {args.model_dir} has {released.n_unit}; give "
+                       f"--n_unit {released.n_unit}, or --n_transfer -1 to train without its weights")
+    if args.n_transfer > 0 and not is_lstm:
         options.settle_heads(args.n_head, args.afn, released, args.model_dir)
     if args.n_ctx > released.n_ctx:
         raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 6 to {released.n_ctx}, the positions in {args.model_dir}")
-    if args.n_transfer > released.n_layer:
+    if not is_lstm and args.n_transfer > released.n_layer:
         raise BadInput(f"--n_transfer is {args.n_transfer}, allowed is -1 to {released.n_layer}, the layers in "
                        f"{args.model_dir}")
     return released.n_vocab
@@ -197,16 +207,6 @@ def show(args):
     task_data.show(args, encoder)
 
 
-def loaded(args, model, start, vocabulary, world):
-    """Put the parameters that the run starts from into a DoubleHeadModel, and return it."""
-    load_openai_pretrained_model(model, n_ctx=model.transformer.n_ctx, n_special=len(SPECIAL),
-                                 n_transfer=args.n_transfer if args.init_from is None else -1, n_embd=args.n_embd,
-                                 path=args.model_dir, verbose=world.is_first and args.init_from is None)
-    if args.init_from is not None:
-        runs.load(model, start, vocabulary, verbose=world.is_first)
-    return model
-
-
 def run(args, world, n_vocab_pretrained):
     """Train and predict, with options that are checked, see check_args; return a loop.Outcome."""
     start = runs.starting_parameters(args)
@@ -226,11 +226,25 @@ def run(args, world, n_vocab_pretrained):
         raise BadInput(f"--submit predicts the test split, but --dataset {args.dataset} has none here; "
                        + ("give --test_file" if args.dataset == task_data.OWN else "put its file into --data_dir"))
 
-    def empty():
-        return DoubleHeadModel(args, encoder.encoder["_classify_"], task.head, n_vocab + len(SPECIAL) + n_ctx, n_ctx)
+    what = dict(path=args.model_dir, n_ctx=n_ctx, n_special=len(SPECIAL),
+                n_transfer=args.n_transfer if args.init_from is None else -1,
+                verbose=world.is_first and args.init_from is None)
 
-    model = sharding.build(args, world, lambda: loaded(args, empty(), start, vocabulary, world), empty,
-                           runs.resumes(args))
+    def empty():
+        return make_model(DoubleHeadModel, args, encoder.encoder["_classify_"], task.head,
+                          vocab=n_vocab + len(SPECIAL) + n_ctx, n_ctx=n_ctx)
+
+    def fill(model):
+        if args.architecture == "lstm":
+            report = load_pretrained_lstm(model, **what)
+        else:
+            report = load_openai_pretrained_model(model, n_embd=args.n_embd, **what)
+        if args.init_from is not None:
+            runs.load(model, start, vocabulary, verbose=world.is_first)
+            return []
+        return not_loaded(model, report)
+
+    model = sharding.build(args, world, lambda: filled(empty, fill), empty, runs.resumes(args))
     optimizer = make_optimizer(args, model, n_updates_total)
     loop.prepare_blocks(args, model.transformer.h, dynamic=True)
 
@@ -241,30 +255,23 @@ def run(args, world, n_vocab_pretrained):
     def tower_loss(rows):
         return training_loss(args, model, *laid_out(splits["train"], rows))
 
-    def logits(split, n):
-        """The logits of the first n examples."""
+    def logits_of(numbers):
+        """{split: the logits of its first n examples} of {split: n}, the weights converted once for all of them."""
         converted = for_evaluation(model, args.precision)
-        return finetuning.choose(lambda rows: task_logits(args, converted, laid_out(splits[split], rows)[0]), n,
-                                 task.n_out, args.n_batch * args.n_gpu, world, verbose=True)
 
-    def evaluate():
-        values = {}
-        for part, split, n in (("tr", "train", args.n_valid), ("va", "valid", None)):
-            n = min(n or len(splits[split]), len(splits[split]))
-            values[f"{part}_cost"], found = finetuning.cost_and_metrics(task, logits(split, n), splits[split])
-            values |= {f"{part}_{name}": value for name, value in found.items()}
-        return values, values[f"va_{task.metrics[0]}"]
+        def of_rows(split, rows):
+            return task_logits(args, converted, laid_out(splits[split], rows)[0])
+
+        return {split: finetuning.choose(partial(of_rows, split), n, task.n_out, args.n_batch * args.n_gpu, world,
+                                         verbose=True, desc=split) for split, n in numbers.items()}
 
     orders = loop.draw_orders(args.n_iter, len(splits["train"]))
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, task_data.fingerprint_of(data, n_ctx),
+    loop.train(args, model, optimizer, orders, tower_loss, finetuning.make_task_evaluation(
+        args, task, splits, logits_of), world, task_data.fingerprint_of(data, n_ctx),
                vocabulary, finetuned.files_of_run(args, task, encoder, n_ctx))
-    outcome = finetuning.finish_task(args, task, splits, model, encoder, world, lambda split: logits(split, len(
-        splits[split])))
+    outcome = finetuning.finish_task(args, task, splits, model, encoder, world, logits_of)
     if args.analysis and world.is_first and task.name in analysis.REPORTS:
         analysis.REPORTS[task.name](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
-        for name, value in outcome.accuracies.items():
-            if name.startswith("valid_"):
-                print(f"{task.name} {name} {task.metrics[0]}: {value:.2f}")
     elif args.analysis and world.is_first:
         test = {task.metrics[0]: outcome.accuracies["test"]} if "test" in outcome.accuracies else None
         valid = {task.metrics[0]: outcome.accuracies["valid"]} if "valid" in outcome.accuracies else {}

@@ -6,17 +6,18 @@
     python train_t5.py --dataset rocstories --desc t5 --model small --model_dir DIR --submit --analysis --data_dir DATA
 
 A task is judged by the texts that the model generates, see training/text_to_text.py. The cloze task of train.py is here
-too, in the style of the paper's COPA.
+too, in the style of the paper's COPA, or with the right ending as the target: training/choosing.py.
 
 DIR holds spiece.model and a released checkpoint: the Hub's model.safetensors, or Google's model.ckpt-* files. At the
-end save/<desc>/ is such a folder too, with the best parameters: generate.py and transformers read it.
+end save/<desc>/ is such a folder too, with the best parameters: predict.py, generate.py and transformers read it.
 A story becomes
     rocstories choice1: <ending 1> choice2: <ending 2> sentence: <story>   ->   choice1 | choice2
-and the prediction is the target with the larger log-probability. Writes the files that train.py writes. Its
-tr_cost and va_cost are the cross entropy of choosing between the two targets, in nats per example.
+and the prediction is the target with the larger log-probability. With --form answer it becomes
+    rocstories sentence: <story>   ->   <the right ending>
+and the prediction is the ending with the larger mean log-probability of its tokens. Writes the files that train.py
+writes. Its tr_cost and va_cost are the cross entropy of choosing by these numbers, in nats per example.
 """
 
-import json
 import os
 import sys
 import zlib
@@ -34,8 +35,8 @@ from fast.memory import give_back_free_pages
 from formats import t5_vocabulary
 from formats.errors import BadInput, warn
 from formats.hub import local_folder
+from formats.initial_values import filled
 from t5_pytorch import (
-    EOS,
     PAD,
     T5,
     T5_CONFIGS,
@@ -46,11 +47,10 @@ from t5_pytorch import (
     shift_right,
 )
 from text_utils import SentencePieceEncoder
-from training import distributed, finetuning, loop, options, plan, runs, sharding, text_to_text
-from training.precision import for_evaluation
+from training import choosing, distributed, finetuning, loop, options, plan, runs, sharding, text_to_text
+from training.finetuned import t5_files_of_run
 from utils import OneLineParser, require_ranges, run_script
 
-TARGETS = ("choice1", "choice2")
 Z_LOSS = 1e-4  # the original's coefficient of the squared log normaliser, in training only
 
 
@@ -115,25 +115,6 @@ def model_config(args, n_tokens):
     return config | {"dropout": args.dropout}
 
 
-def cloze_texts(split):
-    """Return the source texts of a split (stories, endings 1, endings 2, ...)."""
-    return [f"rocstories choice1: {one} choice2: {two} sentence: {story}"
-            for story, one, two in zip(*split[:3], strict=True)]
-
-
-def show_cloze(args):
-    """Print the first stories of a split as text, a JSON object a line, as text_to_text.show does for tasks."""
-    split = finetuning.read_splits(args)[("train", "valid", "test").index(args.show_split)]
-    for source, label in list(zip(cloze_texts(split), split[3], strict=True))[:args.show]:
-        print(json.dumps({"task": args.dataset, "input": source, "target": TARGETS[label]}, ensure_ascii=False))
-
-
-def pad(sequences):
-    """Return int64 [b, longest], the lists of ids padded with PAD."""
-    longest = max(map(len, sequences))
-    return torch.tensor([[*ids, *[PAD] * (longest - len(ids))] for ids in sequences])
-
-
 def training_loss(args, model, src, targets):
     """The mean loss of a batch, a scalar: by the plain text or by fast.t5; see loss.t5_loss.
 
@@ -153,12 +134,12 @@ def target_log_probs(args, model, src, candidates):
     """The log-probability of each candidate target given each source, [b, c]: by the plain text or by fast.t5.
 
     Args:
-        src: int [b, s]; candidates: int [c, t], both padded with PAD.
+        src: int [b, s]; candidates: int [c, t], the same for all sources, or [b, c, t]; both padded with PAD.
     """
     if args.plain:
         src, candidates = moved_to(model, src, candidates)
-        b, c = len(src), len(candidates)
-        sources, targets = src.repeat_interleave(c, 0), candidates.repeat(b, 1)  # [bc, s], [bc, t]
+        b, c = len(src), candidates.shape[-2]
+        sources, targets = src.repeat_interleave(c, 0), candidates.expand(b, -1, -1).flatten(0, 1)  # [bc, s], [bc, t]
         logits = model(sources, shift_right(targets), sources != PAD, targets != PAD)
         return loss.target_log_probs(logits, targets).view(b, c)
     return fast.t5.target_log_probs(model, src, candidates)
@@ -170,7 +151,7 @@ def main(argv=None):
     args = parse_args(argv)
     if args.show is not None:
         text_to_text.check_options(args)
-        return text_to_text.show(args) if text_to_text.is_task(args) else show_cloze(args)
+        return text_to_text.show(args) if text_to_text.is_task(args) else choosing.show(args)
     if args.dry_run is not None:
         return dry_run(args)
     world = distributed.join(args.device)
@@ -190,55 +171,6 @@ def dry_run(args):
     return plan.of_t5(args, model_config(args, 32100), args.n_ctx, n_target)
 
 
-def cloze(args, model, encoder, world, optimizer, vocabulary):
-    """Train on ROCStories, choosing between two targets, and predict; return a loop.Outcome."""
-    splits = finetuning.read_splits(args)
-    sources = [encoder.encode(cloze_texts(split)) for split in splits]
-    cut = sum(len(ids) >= args.n_ctx for split in sources for ids in split)
-    if cut and world.is_first:
-        warn(f"{cut} of {sum(map(len, sources))} sources have {args.n_ctx} tokens or more and were cut (--n_ctx)")
-    sources = [[[*ids[:args.n_ctx - 1], EOS] for ids in split] for split in sources]
-    target_ids = [[*ids, EOS] for ids in encoder.encode(list(TARGETS), verbose=False)]
-    candidates = pad(target_ids)                                                 # [2, t]
-    (trY, vaY) = (torch.as_tensor(split[3]).long() for split in splits[:2])
-    inputs = {"train": sources[0][:args.n_valid], "valid": sources[1], "test": sources[2]}
-
-    def tower_loss(rows):
-        src = pad([sources[0][i] for i in rows])
-        return training_loss(args, model, src, candidates[trY[rows]])
-
-    def logits(split):
-        converted = for_evaluation(model, args.precision)
-
-        def of(rows):
-            return target_log_probs(args, converted, pad(inputs[split][rows]), candidates)
-
-        return finetuning.choose(of, len(inputs[split]), len(TARGETS), args.n_batch * args.n_gpu, world, True)
-
-    evaluate = finetuning.make_evaluation(args, logits, trY, vaY)
-    orders = loop.draw_orders(args.n_iter, len(sources[0]))
-    fingerprint = zlib.crc32(repr((sources[:2], trY.tolist(), vaY.tolist())).encode())
-    loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint, vocabulary)
-    return finetuning.finish(args, model, encoder, world, lambda: logits("test"), splits[2][3])
-
-
-def loaded(args, model, start, encoder, vocabulary, world):
-    """Put the parameters that the run starts from into a T5, and return it."""
-    if args.init_from is not None:
-        runs.load(model, start, vocabulary, verbose=world.is_first)
-    elif args.from_scratch:
-        if world.is_first:
-            print("loaded nothing (--from_scratch)")
-    else:
-        report = load_t5_pretrained_model(model, args.model_dir)
-        if world.is_first:
-            print(f"loaded {len(report['loaded'])} variables from {args.model_dir}")
-            if args.model and not encoder.is_released:
-                warn(f"{args.model_dir}: the vocabulary is not that of the released T5 models (other pieces or "
-                     "scores); python download_model.py brings that one")
-    return model
-
-
 def run(args, world):
     """Train and predict, with options that are checked, see check_args; return a loop.Outcome."""
     start = runs.starting_parameters(args)
@@ -252,27 +184,48 @@ def run(args, world):
     def empty():
         return T5(**config)
 
-    model = sharding.build(args, world, lambda: loaded(args, empty(), start, encoder, vocabulary, world), empty,
-                           runs.resumes(args))
+    def fill(model):
+        if args.init_from is not None:
+            runs.load(model, start, vocabulary, verbose=world.is_first)
+            return []
+        if args.from_scratch:
+            if world.is_first:
+                print("loaded nothing (--from_scratch)")
+            return [name for name, _ in model.named_parameters()]
+        report = load_t5_pretrained_model(model, args.model_dir)
+        if world.is_first:
+            print(f"loaded {len(report['loaded'])} variables from {args.model_dir}")
+            if args.model and not encoder.is_released:
+                warn(f"{args.model_dir}: the vocabulary is not that of the released T5 models (other pieces or "
+                     "scores); python download_model.py brings that one")
+        return report["fresh"]
+
+    model = sharding.build(args, world, lambda: filled(empty, fill), empty, runs.resumes(args))
     optimizer = opt.Adafactor(model.parameters(), lr=args.lr)
     loop.prepare_blocks(args, model.encoder.block, model.decoder.block, dynamic=True)
+    files = t5_files_of_run(text_to_text.settings_of(args))
     if text_to_text.is_task(args):
-        text_to_text.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model), vocabulary)
+        text_to_text.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model), vocabulary,
+                              files)
         finetuning.load_best(args, model, world)
         submissions = text_to_text.submit(args, model, encoder, world) if args.submit else {}
         if args.select == "each":
             finetuning.load_best(args, model, world)
         outcome = loop.outcome(args, model, encoder, world, **submissions)
     else:
-        outcome = cloze(args, model, encoder, world, optimizer, vocabulary)
+        outcome = choosing.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model),
+                                    partial(target_log_probs, args), vocabulary, files)
     model = sharding.gathered(model, empty, loop.paths(args)["best"], world)
     if world.is_first:  # the best parameters are in the model
         folder = os.path.dirname(loop.paths(args)["best"])
         copy_t5_vocabulary(args.model_dir, folder)
         export_t5_model(model, folder)
     if args.analysis and world.is_first:
+        size = args.model or text_to_text.released_size(model)
         if text_to_text.is_task(args):
-            text_to_text.report(args)
+            text_to_text.report(args, size)
+        elif args.dataset != "rocstories":
+            choosing.report(args, outcome, size)
         else:
             analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
     return outcome._replace(model=model)

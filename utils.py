@@ -29,11 +29,19 @@ class Stopped(Exception):
     """The user or the system asked a run to end, and it did so in order; the message says how to go on."""
 
 
+class DefaultsShown(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to an option's help, where there is one and the help does not tell it already."""
+
+    def _get_help_string(self, action):
+        told = action.default is None or action.default is False or "default:" in (action.help or "")
+        return action.help if told else super()._get_help_string(action)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser that shows defaults in --help and answers a mistake in one line, status 2."""
 
     def __init__(self, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", DefaultsShown)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)
 

@@ -18,6 +18,7 @@ import torch
 
 from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart
 from t5_pytorch import EOS, PAD, T5_CONFIGS
+from training.answering import pad
 from training.precision import one_update
 from training.span_corruption import corrupt, random_spans_helper
 
@@ -26,13 +27,16 @@ SAME_MALLOC = "BENCHMARK_SAME_MALLOC"  # how the processes of a row are told of 
 
 FULL = dict(n_embd=768, n_head=12, n_layer=12, n_vocab=40478, stories=8, sequences=2, length=TEXT_CTX, new_tokens=64,
             t5={}, t5_batch=16, source=60, target=20, t5_sequences=4, examples=1497, updates=138, compiler="inductor",
-            gain=1)
+            gain=1, answered=dict(batch=32, labels=(256, (27, 11, 8, 66)), answers=(64, (175, 65, 60, 512)),
+                                  summaries=(16, (900, 400, 100, 512)), longest=(2, 30, 128)))
 # Odd sizes that are done in no time. This compiler compiles nothing: it shows that the traced model works. The gain of
 # the blocks' weights makes what is decoded depend on more than the last token.
 TINY = dict(n_embd=60, n_head=3, n_layer=2, n_vocab=203, stories=3, sequences=2, length=37, new_tokens=7,
             t5=dict(dim=48, enc_num_tokens=512, dec_num_tokens=512, enc_depth=2, dec_depth=2, enc_heads=3, dec_heads=3,
                     enc_dim_head=16, dec_dim_head=16, d_ff=80),
-            t5_batch=3, source=19, target=9, t5_sequences=2, examples=9, updates=2, compiler="eager", gain=6)
+            t5_batch=3, source=19, target=9, t5_sequences=2, examples=9, updates=2, compiler="eager", gain=6,
+            answered=dict(batch=3, labels=(7, (9, 3, 3, 19)), answers=(7, (12, 4, 3, 19)),
+                          summaries=(5, (17, 9, 5, 19)), longest=(2, 6, 9)))
 
 
 class Case(NamedTuple):
@@ -120,6 +124,58 @@ def gpt_weights(size, head=True):
     return 12 * size["n_layer"] * size["n_embd"] ** 2 + head * size["n_vocab"] * size["n_embd"]
 
 
+class Kind(NamedTuple):
+    """What the examples of a task of GPT-1's paper look like.
+
+    Attributes:
+        head: task_head_type of our model. parts: (mean, sd, lowest, highest) of each part's length in tokens; an
+            example is of all of them, a multiple choice of the first and one of the others each time.
+        n_examples: in a batch. n_ctx: positions; the first part is cut to what they leave.
+    """
+
+    head: str | tuple
+    parts: tuple
+    n_examples: int = 8
+    n_ctx: int = 128
+
+
+# About as long as SST-2's sentences, SNLI's pairs, QQP's questions, and RACE's articles with their questions.
+KINDS = {"classification": Kind(("classification", 2), ((21, 9, 3, 60),)),
+         "entailment": Kind(("classification", 3), ((16, 6, 4, 60), (9, 3, 2, 30))),
+         "similarity": Kind(("similarity", 2), ((13, 6, 4, 60), (13, 6, 4, 60))),
+         "race": Kind("multiple_choice", ((370, 90, 150, 560), *[(7, 3, 1, 20)] * 4), n_examples=2, n_ctx=TEXT_CTX)}
+
+
+def task_batch(case, kind, seed=0):
+    """Return x int [n, c, t, 2] (or [n, t, 2]), m of its shape without the last axis, and y int [n], random words.
+
+    Args:
+        kind: a key of KINDS. The tiny sizes have parts a tenth as long, so that they are done in no time.
+    """
+    of, g, n_vocab = KINDS[kind], np.random.default_rng(seed), case.size["n_vocab"]
+    share = 1 if case.size["length"] == TEXT_CTX else 0.1
+    examples = []
+    for _ in range(of.n_examples):
+        lengths = [max(1, int(share * np.clip(g.normal(mean, sd), low, high))) for mean, sd, low, high in of.parts]
+        lengths[0] = min(lengths[0], of.n_ctx - 3 - max(lengths[1:], default=0))
+        parts = [g.integers(1, n_vocab, length).tolist() for length in lengths]
+        orders = {"classification": [parts], "entailment": [parts], "similarity": [parts, parts[::-1]]}.get(
+            kind, [[parts[0], choice] for choice in parts[1:]])
+        examples.append([[n_vocab, *order[0], *([n_vocab + 1, *order[1]] if order[1:] else []), n_vocab + 2]
+                         for order in orders])
+    t = max(len(sequence) for sequences in examples for sequence in sequences)
+    x = np.zeros((len(examples), len(examples[0]), t, 2), np.int64)
+    m = np.zeros(x.shape[:3], np.float32)
+    x[..., 1] = n_vocab + N_SPECIAL + np.arange(t)
+    for i, sequences in enumerate(examples):
+        for k, sequence in enumerate(sequences):
+            x[i, k, :len(sequence), 0], m[i, k, :len(sequence)] = sequence, 1
+    if x.shape[1] == 1:
+        x, m = x[:, 0], m[:, 0]
+    n_labels = 4 if kind == "race" else of.head[1]
+    return [torch.from_numpy(part).to(case.device) for part in (x, m, g.integers(0, n_labels, len(x)))]
+
+
 # --- T5
 
 def t5_config(size):
@@ -138,6 +194,43 @@ def t5_batch(case, batch):
         return (ids * (torch.arange(longest) < lengths)).to(case.device)
 
     return rows(case.size["source"]), rows(case.size["target"])
+
+
+def answered(case, kind):
+    """Return (sources, lengths): lists of ids as an evaluation has them, in a file's order, and tokens of each answer.
+
+    Args:
+        kind: 'labels', in the shape of SST-2: an answer of a word; 'answers', in the shape of SQuAD: of 5 tokens in the
+            mean; 'summaries', in the shape of CNN/Daily Mail: of 72. Sources have random words and end in EOS.
+    """
+    size, n_tokens, g = case.size["answered"], t5_config(case.size)["enc_num_tokens"], np.random.default_rng(0)
+    n, (mean, deviation, least, most) = size[kind]
+    longest = dict(zip(("labels", "answers", "summaries"), size["longest"], strict=True))[kind]
+    sources = [[*g.integers(2, n_tokens - 128, int(length) - 1).tolist(), EOS]
+               for length in np.clip(g.normal(mean, deviation, n), least, most)]
+    lengths = {"labels": np.full(n, 2), "answers": 1 + g.geometric(0.25, n),
+               "summaries": g.normal(0.56, 0.17, n) * longest}[kind]
+    return sources, torch.from_numpy(np.clip(lengths, 2, longest).astype(np.int64))
+
+
+def answered_batches(case, sources, lengths, ordered):
+    """Yield (numbers of the rows [b], src [b, s] padded with PAD, their lengths [b]), the batches of an evaluation.
+
+    Args:
+        ordered: the longest sources first; else in the file's order.
+    """
+    batch = case.size["answered"]["batch"]
+    order = sorted(range(len(sources)), key=lambda i: -len(sources[i])) if ordered else list(range(len(sources)))
+    for start in range(0, len(order), batch):
+        rows = torch.tensor(order[start:start + batch])
+        yield rows, pad([sources[i] for i in rows]).to(case.device), lengths[rows].to(case.device)
+
+
+def ended(logits, rows):
+    """Logits [b, ..., v] with EOS for certain in some rows, bool [b]; in place."""
+    logits[rows] = -torch.inf
+    logits[rows, ..., EOS] = 0
+    return logits
 
 
 def corrupted_batch(case):

@@ -6,6 +6,7 @@ import torch
 
 import fast.gpt
 import fast.t5
+import fast.t5_answers
 import loss
 import opt
 import t5_decoding
@@ -19,12 +20,20 @@ from training.precision import for_evaluation
 LM_COEF, Z_LOSS = 0.5, 1e-4
 
 
-def gpt(case, n_ctx=None):
-    """A GPT of the case's sizes, always with the same weights: for stories, or a language model of n_ctx positions."""
+def gpt(case, n_ctx=None, kind=None):
+    """A GPT of the case's sizes, always with the same weights: for stories, or a language model of n_ctx positions.
+
+    Args:
+        kind: a key of cases.KINDS, for the model of such a task.
+    """
     torch.manual_seed(0)
     size = case.size
     cfg = dotdict(DEFAULT_CONFIG | {name: size[name] for name in ("n_embd", "n_head", "n_layer")})
-    if n_ctx:
+    if kind:
+        n_ctx = cases.KINDS[kind].n_ctx
+        model = DoubleHeadModel(cfg, size["n_vocab"] + 2, cases.KINDS[kind].head,
+                                size["n_vocab"] + cases.N_SPECIAL + n_ctx, n_ctx)
+    elif n_ctx:
         model = LMModel(cfg, size["n_vocab"] + n_ctx, n_ctx)
     else:
         model = DoubleHeadModel(cfg, size["n_vocab"] + 2, "multiple_choice",
@@ -75,6 +84,31 @@ def gpt_evaluate(case, plain=False):
 
     tokens = sum(int(m.sum()) for _, m, _ in batches)
     return Work(run, run, 2 * cases.gpt_weights(case.size, head=False) * tokens)
+
+
+def task_train(case, plain=False, kind=None):
+    """One update of train.py on one batch of a task, a key of cases.KINDS."""
+    (x, m, y), model = cases.task_batch(case, kind), gpt(case, kind=kind).train()
+    optimizer = opt.OpenAIAdam(model.parameters(), 6.25e-5, "warmup_linear", 0.002, 100_000, l2=0.01, max_grad_norm=1)
+
+    def loss_of():
+        if plain:
+            return loss.double_head_loss(*model(x), x, m, y, LM_COEF)[0]
+        return fast.gpt.losses(model, x, m, y, LM_COEF)[0]
+
+    return Work(cases.update(case, optimizer, [loss_of], ours=True), cases.without_dropout(model, loss_of),
+                6 * cases.gpt_weights(case.size) * int(m.sum()))
+
+
+def task_evaluate(case, plain=False, kind=None):
+    """The task logits of a batch, as an evaluation of train.py computes them."""
+    (x, m, _), model = cases.task_batch(case, kind), for_evaluation(gpt(case, kind=kind).eval(), case.precision)
+
+    @torch.no_grad()
+    def run():
+        return model.task_logits(x) if plain else fast.gpt.task_logits(model, x)
+
+    return Work(run, run, 2 * cases.gpt_weights(case.size, head=False) * int(m.sum()))
 
 
 def gpt_generate(case, plain=False, batch=1):
@@ -169,6 +203,45 @@ def t5_decode(case, plain=False, batch=1, beams=1):
     source, target = cases.t5_weights(case.size)
     operations = 2 * (source * int((src != PAD).sum()) + target * batch * beams * new)
     return Work(run, run, operations, _bytes_read(case, batch, source + target * new))
+
+
+class EndingDecoder(fast.t5.Decoder):
+    """A Decoder whose rows end after so many tokens each, as random weights end nowhere; lengths: int [b]."""
+
+    def __init__(self, lengths, *args):
+        super().__init__(*args)
+        self.lengths = lengths
+
+    def step(self, tokens, parents=None):
+        """As Decoder.step."""
+        return cases.ended(super().step(tokens, parents), self.lengths == self.position)
+
+    def keep(self, rows):
+        """As Decoder.keep."""
+        super().keep(rows)
+        self.lengths = self.lengths[rows]
+
+
+def t5_answers(case, plain=False, kind="labels", beams=1, leave=True):
+    """The answers to a file of inputs as train_t5.py's evaluation and predict.py find them; see cases.answered.
+
+    plain: of no use here. leave: False keeps rows that have ended in their batch.
+    """
+    sources, lengths = cases.answered(case, kind)
+    model, longest = for_evaluation(t5(case).eval(), case.precision), int(lengths.max())
+    decoding = fast.t5_answers if leave else t5_decoding
+
+    def run():
+        answers = torch.zeros(len(sources), longest, dtype=torch.int64)
+        for rows, src, of_rows in cases.answered_batches(case, sources, lengths, ordered=True):
+            given = dict(max_length=longest, decoder=partial(EndingDecoder, of_rows))
+            ids = (decoding.generate(model, src, src != PAD, **given) if beams == 1 else
+                   decoding.beam_search(model, src, src != PAD, beams=beams, alpha=0.6, **given))
+            answers[rows, :ids.size(1)] = ids.cpu()
+        return answers
+
+    source, target = cases.t5_weights(case.size)
+    return Work(run, run, 2 * (source * sum(map(len, sources)) + target * beams * int(lengths.sum())))
 
 
 def _bytes_read(case, batch, weights):

@@ -13,10 +13,11 @@ import tempfile
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from benchmarks import cases, ours
 from benchmarks.cases import Work
-from t5_pytorch import PAD, checkpoint_names
+from t5_pytorch import EOS, PAD, checkpoint_names
 
 
 class Setting(NamedTuple):
@@ -136,6 +137,79 @@ def gpt_evaluate(case, setting, with_words=True):
     return Work(run, run)
 
 
+class WithTaskHead(torch.nn.Module):
+    """transformers' GPT-1 with its language-model head, and the paper's task head of torch's own layers beside it.
+
+    transformers has the head of a multiple choice alone; its classifier learns no words. This is what a user of it
+    writes for the paper's other tasks.
+    """
+
+    def __init__(self, gpt, linear, kind):
+        super().__init__()
+        self.gpt, self.linear, self.kind, self.drop = gpt, linear, kind, torch.nn.Dropout(0.1)
+
+    def forward(self, ids, at, with_words):
+        """ids, at int [b, t], [b] of single sequences -> task logits [n, k], and of words [b, t, v] or None."""
+        h = self.gpt.transformer(ids)[0]
+        pooled = h[torch.arange(len(ids), device=ids.device), at]
+        if self.kind == "similarity":
+            pooled = pooled.unflatten(0, (-1, 2)).sum(1)
+        logits = self.linear(self.drop(pooled))
+        if self.kind == "race":
+            logits = logits.view(-1, 4)
+        return logits, self.gpt.lm_head(h) if with_words else None
+
+
+def with_task_head(case, setting, kind):
+    """WithTaskHead with the weights of ours."""
+    source = ours.gpt(case, kind=kind)
+    gpt = openai_gpt(case, setting._replace(compiled=False), "OpenAIGPTLMHeadModel", source)
+    return made(case, setting, WithTaskHead(gpt, source.task_head.linear, kind))
+
+
+def _padded_task(case, kind):
+    """Return ids [b, t], mask [b, t] and classify positions [b] of the sequences of a task's batch, and y [n]."""
+    x, m, y = cases.task_batch(case, kind)
+    ids, m = x[..., 0].reshape(-1, x.size(-2)), m.reshape(-1, m.size(-1))
+    return ids, m, _classify_at(case, ids), y
+
+
+def task_train(case, setting, kind):
+    """One update over a batch of a task."""
+    ids, m, at, y = _padded_task(case, kind)
+    labels = ids.masked_fill(m == 0, -100)
+    model = with_task_head(case, setting, kind).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 6.25e-5, weight_decay=0.01, fused=True)
+
+    def word_losses(words, reduction):
+        return F.cross_entropy(words[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction=reduction)
+
+    def loss_of():
+        logits, words = model(ids, at, True)
+        return F.cross_entropy(logits.float(), y) + ours.LM_COEF * word_losses(words, "mean")
+
+    def numbers():  # the original's mean is over sequences, theirs over tokens
+        logits, words = model(ids, at, True)
+        of_sequences = word_losses(words, "none").view(len(ids), -1).sum(1) / m[:, 1:].sum(1)
+        return F.cross_entropy(logits, y) + ours.LM_COEF * of_sequences.mean()
+
+    return Work(cases.update(case, optimizer, [loss_of], ours=False, clip=list(model.parameters())),
+                cases.without_dropout(model, numbers))
+
+
+def task_evaluate(case, setting, kind):
+    """The task logits of a batch; words are left out."""
+    ids, _, at, _ = _padded_task(case, kind)
+    model = with_task_head(case, setting, kind).eval()
+
+    @torch.inference_mode()
+    def run():
+        with case.autocast(not setting.bf16_weights):
+            return model(ids, at, False)[0].float()
+
+    return Work(run, run)
+
+
 def gpt_generate(case, setting, batch):
     """Greedy continuation of prompts. The model has no cache of keys and values; it grows, whence dynamic shapes."""
     model = openai_gpt(case, setting, "OpenAIGPTLMHeadModel", ours.gpt(case, cases.TEXT_CTX), dynamic=True).eval()
@@ -227,6 +301,34 @@ def t5_decode(case, setting, batch, beams):
         with case.autocast(not setting.bf16_weights):
             return model.generate(src, attention_mask=(src != PAD).long(), max_new_tokens=new, min_new_tokens=new,
                                   num_beams=beams, do_sample=False, **cache)[:, 1:]
+
+    return Work(run, run)
+
+
+def t5_answers(case, setting, kind, beams, ordered):
+    """The answers to a file of inputs by transformers' generate; see ours.t5_answers.
+
+    Args:
+        ordered: with the longest sources first; else in the file's order, as its Trainer does.
+    """
+    sources, lengths = cases.answered(case, kind)
+    model, longest = their_t5(case, setting).eval(), int(lengths.max())
+    cache = dict(cache_implementation="static") if setting.compiled else {}
+
+    def run():
+        answers = torch.zeros(len(sources), longest, dtype=torch.int64)
+        for rows, src, of_rows in cases.answered_batches(case, sources, lengths, ordered):
+            of_beams = of_rows.repeat_interleave(beams)
+
+            def ended(ids, scores, of_beams=of_beams):
+                return cases.ended(scores, of_beams == ids.shape[1])
+
+            with case.autocast(not setting.bf16_weights):
+                ids = model.generate(src, attention_mask=(src != PAD).long(), max_new_tokens=longest, num_beams=beams,
+                                     do_sample=False, logits_processor=[ended], **cache)[:, 1:]
+            after = (ids == EOS).cumsum(1) - (ids == EOS).int() > 0  # which a beam search fills with EOS
+            answers[rows, :ids.size(1)] = ids.masked_fill(after, PAD).cpu()
+        return answers
 
     return Work(run, run)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import ours, peers
-from benchmarks.cases import TINY, Case
+from benchmarks.cases import KINDS, TINY, Case
 from benchmarks.peers import settings
 from formats.errors import BadInput
 
@@ -50,12 +50,29 @@ def _gpt_generate(batch):
         "transformers' GPT-2": (partial(peers.gpt2_generate, batch=batch), predicts)}, plain=False)
 
 
+def _task(kind, what):
+    """Training or evaluation on a task of GPT-1's paper, a key of cases.KINDS."""
+    mine, theirs = {"train": (ours.task_train, peers.task_train),
+                    "evaluate": (ours.task_evaluate, peers.task_evaluate)}[what]
+    return Row(partial(mine, kind=kind), {
+        "transformers": (partial(theirs, kind=kind), settings("eager", predicts=what == "evaluate"))})
+
+
 def _t5_decode(batch, beams):
     what = dict(batch=batch, beams=beams)
     return Row(partial(ours.t5_decode, **what), {
         "transformers": (partial(peers.t5_decode, **what), settings("sdpa", "eager", predicts=True)),
         **{f"CTranslate2 {t}": (partial(peers.ctranslate2_t5, compute_type=t, **what), no_choice)
            for t in ("float32", "int8")}}, plain=batch == 1)
+
+
+def _t5_answers(kind, beams=1):
+    what, choices = dict(kind=kind, beams=beams), settings("sdpa", "eager", predicts=True)
+    theirs = {f"transformers, {order}": (partial(peers.t5_answers, ordered=ordered, **what), choices)
+              for order, ordered in (("sorted", True), ("in order", False))}
+    stay = partial(ours.t5_answers, leave=False, **what)
+    return Row(partial(ours.t5_answers, **what), theirs | {
+        "ours, all rows stay": (lambda case, setting: stay(case), no_choice)}, plain=False)
 
 
 ROWS = {
@@ -66,12 +83,16 @@ ROWS = {
         "its parts, no words": (partial(peers.gpt_evaluate, with_words=False), settings("eager", predicts=True))}),
     "gpt-generate-1": _gpt_generate(1),
     "gpt-generate-8": _gpt_generate(8),
+    **{f"gpt-{kind}-{what}": _task(kind, what) for kind in KINDS for what in ("train", "evaluate")},
     "t5-train": Row(ours.t5_train, {"transformers": (peers.t5_train, settings("sdpa", "eager"))}),
     "t5-pretrain": Row(ours.t5_pretrain, {"transformers": (peers.t5_pretrain, settings("sdpa", "eager"))}),
     "t5-greedy-1": _t5_decode(1, 1),
     "t5-greedy-16": _t5_decode(16, 1),
     "t5-beam4-1": _t5_decode(1, 4),
     "t5-beam4-16": _t5_decode(16, 4),
+    "t5-labels": _t5_answers("labels"),                       # as of SST-2
+    "t5-answers": _t5_answers("answers"),                     # as of SQuAD
+    "t5-summaries": _t5_answers("summaries", beams=4),        # as of CNN/Daily Mail
     # a whole default update of ours, 4 towers of 8 stories, against one batch of 8 of theirs
     "gpt-default-update-memory": Row(partial(ours.gpt_train, towers=4),
                                      {"transformers": (peers.gpt_train, settings("eager"))}, same_work=False,

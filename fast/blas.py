@@ -1,11 +1,12 @@
 """Which of the two CPU libraries that torch carries multiplies float32 matrices: MKL or oneDNN.
 
-torch itself calls MKL for float32 (and oneDNN for bfloat16, which nothing here changes). Which one is faster depends
-on the processor's maker: on AMD's EPYCs MKL takes 1.05 to 3 times oneDNN's time, on Intel's Xeons oneDNN takes 1.05 to
-1.9 times MKL's (docs/speed.md). The two round differently, and a run has to repeat itself bit for bit on one machine.
-So the choice follows the maker, who stays the same, and not a measurement, which does not: for one product of one EPYC
-the ratio was 1.3 in a quiet moment and 0.7 while others used the machine. Where nothing was measured the library is
-torch's own. `python -m fast.rates` measures; the environment variable GPT_T5_MATMUL forces a library.
+torch itself calls MKL for float32 (and oneDNN for bfloat16). Which one is faster depends on the processor's maker: on
+AMD's EPYCs MKL takes 1.05 to 3 times oneDNN's time, on Intel's Xeons oneDNN takes 1.05 to 1.9 times MKL's
+(docs/speed.md). The two round differently, and a run has to repeat itself bit for bit on one machine. So the choice
+follows the maker, who stays the same, and not a measurement, which does not: for one product of one EPYC the ratio was
+1.3 in a quiet moment and 0.7 while others used the machine. Where nothing was measured the library is torch's own. With
+oneDNN go the ways that matmul.py has for a few rows, which were measured on the same processors.
+`python -m fast.rates` measures; the environment variable GPT_T5_MATMUL forces a library.
 
 A training run notes its library in its log and its checkpoint, see training/loop.py.
 """

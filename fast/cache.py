@@ -38,6 +38,11 @@ class KeysValues:
         self.length = end
         return self.k[:, :, :end], self.v[:, :, :end]
 
+    def keep(self, rows):
+        """Keep some of the sequences alone; rows: int [number of them]."""
+        if self.length:
+            self.k, self.v = (self._moved(x[rows, :, :self.length]) for x in (self.k, self.v))
+
     def _moved(self, x):
         """[b, h, j, k] -> a buffer [b, h, size, k] with the same positions in front."""
         buffer = x.new_empty(*x.shape[:2], self.size, x.shape[3])

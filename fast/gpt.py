@@ -3,6 +3,7 @@
     loss, clf_losses = losses(model, x, m, y, lm_coef)      the plain text: loss.double_head_loss(*model(x), ...)
     logits = task_logits(model, x)                          model(x)[1], in evaluation mode
     logits = choice_logits(model, x)                        the same for multiple choice
+    log_p = token_log_probs(model, x, wanted)               explore.token_log_probs(model, x), where wanted
     loss = lm_loss(model, x)                                model.loss(x)
 
 The functions own no parameter. Over a model they do not know whole (see known.py) they run the plain text. What is
@@ -28,8 +29,18 @@ from fast.dropout import draw_keep, dropout, look_up, rate
 from fast.known import knows
 from fast.matmul import matmul, matmul_made, matmul_of
 from fast.packing import Packing
-from loss import double_head_loss, losses_of_targets, mean_task_loss, require_batch, require_targets, word_loss
-from model_pytorch import LMModel, MultipleChoiceHead
+from loss import (
+    at_least_float32,
+    double_head_loss,
+    losses_of_targets,
+    mean_task_loss,
+    require_batch,
+    require_targets,
+    word_loss,
+)
+from model_pytorch import LMModel, MultipleChoiceHead, require_choices
+
+TOKENS_AT_ONCE = 256  # whose logits exist at a time: 41 MB of GPT-1's
 
 
 def conv1d(m, x, source=None):
@@ -228,10 +239,12 @@ def task_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         [b, c] for multiple choice, else [b, number of classes].
     Raises:
         RuntimeError: something is dropped, or may be: the model is in training mode.
+        BadInput: a multiple choice has a single choice.
     """
     if model.training or any(isinstance(part, torch.nn.Dropout) and rate(part) for part in model.modules()):
         raise RuntimeError("task_logits is exact only without dropout: call model.eval() first")
     x = _tensor(x)
+    require_choices(getattr(model, "task_head", None), x)
     if not knows(model) or not x.numel():
         return model(*moved_to(model, x))[1]
     if isinstance(model.task_head, MultipleChoiceHead):
@@ -251,14 +264,28 @@ def choice_logits(model, x):
 
 
 def _choice_logits(model, x):
-    """Task logits [b, c] of x int [b, c, t, 2], computing the shared beginning once.
-
-    The choices of an example start with the same tokens, whose hidden states are equal as nothing is dropped. They
-    are laid out as one row: beginning, rest of choice 1, rest of choice 2, ...; a mask keeps the choices from seeing
-    each other. Measured on one core of an AMD EPYC: without it an evaluation takes 1.7 times as long.
-    """
+    """Task logits [b, c] of x int [b, c, t, 2], computing the shared beginning once."""
     at = model.task_head.position(x)                                         # [b, c]
     model.transformer.require_ids(x)
+    rows, packing, places = _share_beginnings(x, at, model.transformer.embed.weight.device)
+    h, _ = hidden_states(model.transformer, rows, packing, only=places(at[..., None]).flatten())  # [bc, d]
+    return model.task_head.classify(h.view(*at.shape, -1))                   # [b, c, d] -> [b, c]
+
+
+def _share_beginnings(x, at, device):
+    """Lay the choices of each example out as one row: beginning, rest of choice 1, rest of choice 2, ...
+
+    The choices of an example start with the same tokens, whose hidden states are equal as nothing is dropped. A mask
+    keeps the choices from seeing each other. Measured on one core of an AMD EPYC: without it an evaluation takes 1.7
+    times as long.
+
+    Args:
+        x: int [b, c, t, 2]. at: int [b, c], the last position of each choice that is needed.
+        device: of the Packing.
+    Returns:
+        rows int [b, t', 2], their Packing, and a function of positions int [b, c, k], none beyond `at`, that returns
+        where they are among the packed, int [b, c, k].
+    """
     b, c, t = x.shape[:3]
     differs = (x != x[:, :1]).any(-1).any(1)                                 # [b, t]
     shared = torch.where(differs.any(1), differs.int().argmax(1), t)
@@ -275,10 +302,54 @@ def _choice_logits(model, x):
     rows = x[example, choice, source.clamp(max=t - 1)]                       # [b, t', 2]
     visible = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
     causal = column[None, :] <= column[:, None]
-    packing = Packing(keep, (visible & causal)[:, None], model.transformer.embed.weight.device)
-    pooled = packing.rows(example * rows.size(1) + start + own - 1)          # [b, c]
-    h, _ = hidden_states(model.transformer, rows, packing, only=pooled.flatten())  # [bc, d]
-    return model.task_head.classify(h.view(b, c, -1))                        # [b, c, d] -> [b, c]
+    packing = Packing(keep, (visible & causal)[:, None], device)
+
+    def places(positions):
+        own_column = positions - shared[:, None, None] + start[..., None]
+        columns = torch.where(positions < shared[:, None, None], positions, own_column)
+        return packing.rows(example[..., None] * rows.size(1) + columns)
+
+    return rows, packing, places
+
+
+@torch.no_grad()
+def token_log_probs(model: nn.Module, x: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The log-probabilities of some tokens, given those before them, among the words alone; nothing is dropped.
+
+    The plain text is explore.token_log_probs. What the choices of an example share is computed once.
+
+    Args:
+        model: an LMModel in evaluation mode. x: int [b, c, t, 2], on the CPU. wanted: bool [b, c, t], True at the
+            tokens in question; never at position 0, which nothing predicts.
+    Returns:
+        float32 (or 64) [b, c, t], on the CPU, 0 where not wanted.
+    Raises:
+        RuntimeError: something is dropped, or may be: the model is in training mode.
+    """
+    if model.training or any(isinstance(part, torch.nn.Dropout) and rate(part) for part in model.modules()):
+        raise RuntimeError("token_log_probs is exact only without dropout: call model.eval() first")
+    n_words = model.transformer.n_vocab - model.transformer.n_ctx
+    model.transformer.require_ids(x)
+    found = wanted.nonzero()                                                 # [n, 3]: example, choice, position
+    at = (torch.arange(x.size(2)) * wanted).amax(2).sub(1).clamp(min=0)      # [b, c], the last that predicts
+    device = model.transformer.embed.weight.device
+    if knows(model):
+        rows, packing, places = _share_beginnings(x, at, device)
+        before = torch.arange(x.size(2) - 1).expand(*at.shape, -1)
+        before = places(torch.minimum(before, at[..., None]))                # [b, c, t - 1], where each one's h is
+        h, we = hidden_states(model.transformer, rows, packing)
+        h = h.index_select(0, before[moved(found[:, 0], device), moved(found[:, 1], device),
+                                     moved(found[:, 2] - 1, device)])        # [n, d]
+        logits_of = partial(torch.matmul, other=we.matrix[:n_words].T)
+    else:
+        h = model.transformer(moved(x[:, :, :int(at.max()) + 1].flatten(0, 1), device)).unflatten(0, at.shape)
+        h = h[moved(found[:, 0], device), moved(found[:, 1], device), moved(found[:, 2] - 1, device)]
+        logits_of = model.lm_head.decoder
+    ids = moved(x[..., 0][wanted].long(), device)
+    parts = [-F.cross_entropy(at_least_float32(logits_of(some)[:, :n_words]), of_some, reduction="none")
+             for some, of_some in zip(h.split(TOKENS_AT_ONCE), ids.split(TOKENS_AT_ONCE), strict=True)]
+    values = torch.cat(parts).cpu() if parts else torch.zeros(0)
+    return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
 
 
 def lm_loss(model: nn.Module, x: torch.Tensor, recompute: bool = False) -> torch.Tensor:

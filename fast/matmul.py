@@ -2,13 +2,16 @@
 
 For float32 on CPUs torch calls MKL, which on AMD's processors reaches less than oneDNN's rate, down to half of it, and
 reads a weight slowly when there are few rows; for bfloat16 it calls oneDNN. Where blas.py says so `matmul` takes
-oneDNN for float32 too. Measured on 2 cores of two AMD EPYCs with AVX-512, for the shapes of GPT-1: 1.1 to 3 times as
-fast from 64 rows on, 1.2 to 5 times for 1 to 8 rows.
+oneDNN for float32 too, and for a single row MKL in several pieces (one_row). Measured on 2 cores of two AMD EPYCs with
+AVX-512, for the shapes of GPT-1: 1.1 to 3 times as fast from 64 rows on, 1.2 to 5 times for 1 to 8 rows.
 `torch.backends.mkldnn.enabled = False` brings the plain path back.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fast.autograd import first_derivatives_only
 from fast.blas import in_force
@@ -17,6 +20,12 @@ from fast.devices import RandomState, repeats_random_numbers
 # oneDNN compiles a kernel for every number of rows it meets and keeps it: about 1 ms and 0.6 MB each.
 # Whoever has batches of ever new sizes rounds them up to a multiple of this.
 ROW_MULTIPLE = 32
+
+# Most rows for which a weight in bfloat16 is packed: the same packing slows products of 16 rows and more
+FEW_ROWS = 4
+
+# Into how many products that of one row is cut at most, see one_row: some give parts of the result, some are added up.
+ONE_ROW_PARTS, ONE_ROW_SUMS = 8, 2
 
 
 def matmul(x, w, b=None):
@@ -27,9 +36,18 @@ def matmul(x, w, b=None):
     Returns:
         [..., n]; under autocast in its dtype.
     """
+    return _matmul(x, w, b, w if isinstance(w, torch.nn.Parameter) else None)
+
+
+def _matmul(x, w, b, weight):
+    """matmul; weight: whose entries w has, and which stays for more products than this one, or None."""
     rows = x.reshape(-1, x.shape[-1])                            # [..., k] -> [m, k]
-    if not _onednn_takes(rows, w):
+    if weight is not None and _reads_packed(rows, weight):
+        y = torch.ops.mkldnn._linear_pointwise.default(rows, packed(weight, w), b, "none", [], "")
+    elif not _onednn_takes(rows, w):
         y = product("mkl", rows, w, b)
+    elif len(rows) == 1 and not torch.is_grad_enabled() and (w.is_contiguous() or w.t().is_contiguous()):
+        y = one_row(rows, w, b)
     elif 2 <= len(rows) <= 4 and b is None and w.stride(0) == 1 and w.shape[0] <= w.shape[1] \
             and not torch.is_grad_enabled():
         # Weights [n, k] that few rows meet, as in a beam search: MKL's other order takes half of oneDNN's time.
@@ -41,17 +59,61 @@ def matmul(x, w, b=None):
     return y.view(*x.shape[:-1], w.shape[1])
 
 
+def one_row(x, w, b=None):
+    """x [1, k] @ w [k, n] + b, w contiguous or the transposed view of a contiguous weight [n, k].
+
+    Such a product is nothing but reading the weight. MKL does it on one core if it is asked for one product, and oneDNN
+    reads at 0.4 to 0.8 of the rate of a plain sum. Asked for several products MKL gives each core its own, so the
+    weight is cut along what lies apart in memory. Measured on 2 cores of an AMD EPYC, where a sum reads at 27 GB/s
+    from memory and part of a weight comes from a cache, for the models' shapes: weights [n, k] 25 to 62 GB/s (oneDNN 13
+    to 36), weights [k, n] 20 to 50 (14 to 25).
+    """
+    k, n = w.shape
+    if not w.is_contiguous():
+        parts = math.gcd(n, ONE_ROW_PARTS)
+        y = torch.bmm(w.t().view(parts, n // parts, k), x.t().expand(parts, -1, -1)).view(1, n)  # -> [p, n/p, 1]
+    else:
+        parts = math.gcd(k, ONE_ROW_SUMS)
+        y = torch.bmm(x.view(parts, 1, k // parts), w.view(parts, k // parts, n)).sum(0)  # [p, 1, k/p] x [p, k/p, n]
+    return y if b is None else y.add_(b)
+
+
 def linear(x, weight):
     """Return x @ weight.T, x [..., k] and weight [n, k], -> [..., n]; under autocast in its dtype."""
     if torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight)  # which keeps the weight's conversion as long as the context lasts
-    return matmul(x, weight.t())
+    return _matmul(x, weight.t(), None, weight)
 
 
-def _onednn_takes(x, w):
+def _onednn_takes(x, w, dtype=torch.float32):
     return not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu") \
-        and x.dtype == w.dtype == torch.float32 and x.device.type == w.device.type == "cpu" and x.numel() > 0 \
+        and x.dtype == w.dtype == dtype and x.device.type == w.device.type == "cpu" and x.numel() > 0 \
         and in_force() == "onednn" and torch.backends.mkldnn.enabled
+
+
+def _reads_packed(x, weight):
+    return len(x) <= FEW_ROWS and not torch.is_grad_enabled() and _onednn_takes(x, weight, torch.bfloat16) \
+        and not weight.is_inference() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+_packed = WeakTensorKeyDictionary()  # weight -> (its version, its address, the weight as oneDNN lays it out)
+
+
+def packed(weight, w):
+    """A weight in bfloat16 as oneDNN lays it out for few rows, made once and kept as long as the weight.
+
+    oneDNN multiplies in bfloat16 by pairs of rows, and sorts a weight anew for each product if it is not sorted yet.
+
+    Args:
+        weight: who has the entries: a packing is made again when it has changed.
+        w: the same entries as [k, n].
+    """
+    state = weight._version, weight.data_ptr()
+    known = _packed.get(weight)
+    if known is None or known[:2] != state:
+        known = *state, torch.ops.mkldnn._reorder_linear_weight(w.t().contiguous(), 1)
+        _packed[weight] = known
+    return known[2]
 
 
 def product(library, x, w, b=None):

@@ -249,10 +249,11 @@ def target_log_probs(model: nn.Module, src: torch.Tensor, candidates: torch.Tens
     """The log-probability of each candidate target given each source, [b, c]; the encoder runs once a source.
 
     Args:
-        src: int [b, s]; candidates: int [c, t], both padded with PAD; see training_loss for where.
+        src: int [b, s]; candidates: int [c, t], the same for all sources, or [b, c, t]; both padded with PAD; see
+            training_loss for where.
     """
-    (b, _), (c, _) = src.shape, candidates.shape
-    mask, targets = src != PAD, candidates.repeat(b, 1)                          # [bc, t]
+    b, c = len(src), candidates.shape[-2]
+    mask, targets = src != PAD, candidates.expand(b, -1, -1).flatten(0, 1)       # [b, c, t] -> [bc, t]
     if not _runs(model, src, candidates):
         src, mask, targets = moved_to(model, src, mask, targets)
         logits = model(src.repeat_interleave(c, 0), shift_right(targets), mask.repeat_interleave(c, 0), targets != PAD)
@@ -312,6 +313,14 @@ class Decoder:
         x = before_logits(model, require_finite(norm(model.decoder.final_layer_norm, x)))
         return linear(x, model.logits_weight()).float()
 
+    def keep(self, rows):
+        """Go on with some of the sources alone; rows: int [number of them]."""
+        self.memory = [(k[rows], v[rows]) for k, v in self.memory]
+        self.memory_bias = None if self.memory_bias is None else self.memory_bias[rows]
+        self.past = None if self.past is None else self.past[rows]
+        for cache in self.caches:
+            cache.keep(rows)
+
     def _grow(self):
         """Make the relative bias [1, h, 1, size*n], and room in `past`, for more positions."""
         old, self.size = self.size, grown(self.size, self.size + 1, self.length)
@@ -321,6 +330,7 @@ class Decoder:
 
 
 def _decoder(model, src, prefix):
+    model = t5_decoding.unwrapped(model)
     if not _runs(model, src):
         return t5_decoding.Decoder
     if prefix is not None:  # the Decoder looks at no ids

@@ -89,9 +89,11 @@ def save_tensors(path, value):
             raise OSError(None, str(error).splitlines()[0]) from None
 
 
-def load_tensors(path, map_location="cpu"):
+def load_tensors(path, map_location="cpu", mapped=False):
     """Read what save_tensors wrote. Never unpickles code (weights_only=True).
 
+    Args:
+        mapped: leave the tensors in the file until they are looked at; see mapped.load_state_dict.
     Raises:
         MissingInput: no such file.
         BadInput: truncated, damaged, or not a file of tensors.
@@ -99,9 +101,10 @@ def load_tensors(path, map_location="cpu"):
     if not os.path.isfile(path):
         raise MissingInput(f"{path}: not found; expected a file written by an earlier run")
     try:
-        if zipfile.is_zipfile(path):
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
             _check_zip(path)
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped and is_zip)
     except Exception as error:  # torch raises many types here; each means the file is unusable
         reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
         raise BadInput(f"{path}: cannot be read as a file of tensors ({reason}); "

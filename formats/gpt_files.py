@@ -1,6 +1,6 @@
 """The files of a GPT: OpenAI's ten .npy pieces, or the Hub's model.safetensors or pytorch_model.bin, as arrays by name.
 
-Knows the formats, not the model; model_pytorch.load_openai_pretrained_model puts the arrays in place.
+Knows the formats, not the model; gpt_weights puts the arrays in place.
 """
 
 import json
@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from formats.config_files import check_rates, check_sizes, check_values, read_config, write_config
 from formats.errors import OPENAI_MODEL, BadInput, MissingInput
 from formats.files import is_lfs_pointer, read_text, write_atomically
+from formats.lstm_files import holds_lstm
+from formats.mapped import Pieces
 from formats.tensor_files import find_tensor_files, merge_copies, plain_names, read_tensors, require_floats
 
 N_FILES = 10
@@ -36,8 +38,9 @@ DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 class Released(NamedTuple):
     """A released GPT: its arrays by parameter name, its sizes, and what its configuration says.
 
-    The names are TransformerModel's, with 'positions' [n_ctx, n_embd] and 'tokens' [n_vocab, n_embd] in place of
-    embed.weight. n_head and afn are None where neither a config.json nor OpenAI's sizes tell. choice_head holds
+    The arrays are tensors of the type that they have in the file, or Pieces of such, mapped from it. The names are
+    TransformerModel's, with 'positions' [n_ctx, n_embd] and 'tokens' [n_vocab, n_embd] in place of embed.weight.
+    n_head and afn are None where neither a config.json nor OpenAI's sizes tell. choice_head holds
     the 'weight' [1, n_embd] and 'bias' [1] of a multiple-choice head, if there is one; left_out the names of the
     file's tensors that are in no array; dropouts the rates that config.json gives.
     """
@@ -95,7 +98,7 @@ def _open_params(path, expected):
         with open(path, "rb") as f:
             start = f.read(12)
         header = int.from_bytes(start[8:10 if start[6:7] == b"\1" else 12], "little")  # its length; NumPy takes it all
-        values = np.load(path, mmap_mode="r", allow_pickle=False) if header < os.path.getsize(path) else None
+        values = np.load(path, mmap_mode="c", allow_pickle=False) if header < os.path.getsize(path) else None
     except Exception:  # a damaged header can raise nearly anything, down to the tokenizer's errors of Python itself
         values = None
     if not isinstance(values, np.ndarray):
@@ -108,20 +111,21 @@ def _open_params(path, expected):
 
 
 def _read_released(path):
-    """Return {name: array} of OpenAI's format, with 'positions' and 'tokens' in place of embed.weight."""
+    """Return {name: tensor or Pieces} of OpenAI's format, with 'positions' and 'tokens' in place of embed.weight."""
     shapes = _read_shapes(os.path.join(path, "params_shapes.json"))
     ends = np.cumsum([int(np.prod(s, dtype=np.int64)) for s in shapes])
     sizes = [int(ends[-1]) // N_FILES + (i < ends[-1] % N_FILES) for i in range(N_FILES)]  # as np.array_split cuts
-    files = [_open_params(os.path.join(path, f"params_{i}.npy"), size) for i, size in enumerate(sizes)]
+    files = [torch.from_numpy(_open_params(os.path.join(path, f"params_{i}.npy"), size))
+             for i, size in enumerate(sizes)]
     first = np.cumsum([0, *sizes])  # where each file begins
 
-    def values(start, end):
-        pieces = [f[max(start - a, 0):end - a] for f, a in zip(files, first, strict=False)
-                  if a < end and start < a + len(f)]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    def values(start, end, shape):
+        parts = [f[max(start - a, 0):end - a] for f, a in zip(files, first, strict=False)
+                 if a < end and start < a + len(f)]
+        return parts[0].view(shape) if len(parts) == 1 else Pieces(parts, shape)
 
     names = ["positions", "tokens", *layer_names((len(shapes) - 2) // len(LAYER_NAMES))]
-    return {name: values(start, end).reshape(shape[-2:])
+    return {name: values(start, end, shape[-2:])
             for name, shape, start, end in zip(names, shapes, [0, *ends[:-1]], ends, strict=True)}
 
 
@@ -129,7 +133,7 @@ def _read_hub(path):
     """Return what the Hub's files hold (openai-community/openai-gpt), named as in _read_released.
 
     Returns:
-        ({name: array}, {'weight' or 'bias' of a multiple-choice head: array}, [names left out]).
+        ({name: tensor}, {'weight' or 'bias' of a multiple-choice head: tensor}, [names left out]).
     """
     tensors = plain_names(read_tensors(path), path)
     tokens = merge_copies(tensors, TOKENS, path)
@@ -161,7 +165,7 @@ def _read_hub(path):
     require_floats(found, path)
     if {name: list(tensor.shape) for name, tensor in head.items()} != {"weight": [1, d], "bias": [1]}:
         head = {}
-    return {name: found[name].float().numpy() for name in names}, head, left_out
+    return {name: found[name] for name in names}, head, left_out
 
 
 def _read_gpt_config(path, sizes):
@@ -203,6 +207,9 @@ def read_pretrained(path):
         arrays = _read_released(path)
     elif find_tensor_files(path)[0]:
         arrays, head, left_out = _read_hub(path)
+    elif holds_lstm(path):
+        raise BadInput(f"{path}: holds an LSTM, no GPT; train.py and pretrain.py take it with --architecture lstm, "
+                       "ablations.lstm.load_language_model in Python")
     else:
         raise MissingInput(f"{path}: no pretrained model there (neither params_shapes.json nor model.safetensors nor "
                            f"pytorch_model.bin); {WHERE_FROM}")

@@ -16,6 +16,7 @@ except ImportError:  # Windows
     fcntl = None
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # a file system without flock
+_held = []  # lock files of this process
 
 
 @contextlib.contextmanager
@@ -48,11 +49,20 @@ def locked(path, remedy="wait until it ends, or choose another folder"):
         yield
         return
     with f:
+        _held.append(f)
         try:
             yield
         finally:
+            _held.remove(f)
             with contextlib.suppress(OSError):
                 os.unlink(name)
+
+
+def close_inherited():
+    """Close what a forked process has of its parent's locks; else a lock would last as long as the child does."""
+    for f in _held:
+        f.close()
+    _held.clear()
 
 
 def _take(path, name, remedy):

@@ -13,6 +13,7 @@ from formats import tf_checkpoint
 from formats.config_files import check_rates, check_sizes, check_values, read_config, write_config
 from formats.errors import BadInput, MissingInput, warn
 from formats.files import write_atomically
+from formats.mapped import copy_into
 from formats.tensor_files import (
     Report,
     find_tensor_files,
@@ -104,9 +105,7 @@ def load_t5_pretrained_model(model: torch.nn.Module, path: str, fresh: tuple = (
                        "the entry of T5_CONFIGS that the checkpoint was made with, or with read_t5_config")
     require_floats(tensors, path)
     _require_config(model, path, with_logits="decoder.logits.weight" not in fresh)
-    with torch.no_grad():
-        for name in loaded:
-            parameters[name].copy_(tensors[names[name]])
+    copy_into([(parameters[name], tensors.pop(names[name])) for name in loaded])
     kept = [name for name in parameters if name not in loaded]
     if left_out or any(name.startswith("decoder.block.") for name in kept):
         warn(f"{path}: {len(kept)} variables are not in it and stay as they were ({', '.join(kept[:1])}...); "
@@ -133,7 +132,7 @@ def _require_config(model, path, with_logits):
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     if not os.path.isfile(os.path.join(folder, "config.json")):
         return
-    config = read_t5_config(path)
+    config = _read_config(path, look=False)  # whose logits are tied shows in the shapes
     first, last = model.encoder.block[0].layer[0].SelfAttention, model.encoder.block[0].layer[-1].DenseReluDense
     wanted = {"scale_logits": config.get("scale_logits", config["tie_logits"]), "enc_heads": config["enc_heads"],
               "max_distance": config.get("max_distance", MAX_DISTANCE), "epsilon": config.get("epsilon", EPSILON),
@@ -159,6 +158,11 @@ def read_t5_config(path: str) -> dict:
     Raises:
         MissingInput, BadInput: absent, or not the configuration of a T5, or a value that is not supported.
     """
+    return _read_config(path, look=True)
+
+
+def _read_config(path, look):
+    """As read_t5_config; without `look` no file of weights is opened, and tie_logits may be wrong."""
     folder = path if os.path.isdir(path) or not os.path.isfile(path) else os.path.dirname(path)
     config, file = read_config(folder)
     if not os.path.isfile(file):
@@ -181,7 +185,7 @@ def read_t5_config(path: str) -> dict:
     for values, where in ((config, file), read_config(folder, "generation_config.json")):
         check_values(values, where, {"pad_token_id": (PAD, None), "eos_token_id": (EOS, [EOS], None),
                                      "decoder_start_token_id": (START, None)})
-    tie_logits, scale_logits = _logits(config, file, path, multilingual)
+    tie_logits, scale_logits = _logits(config, file, multilingual, path if look else None)
     both = {"num_tokens": config["vocab_size"], "heads": config["num_heads"], "dim_head": config["d_kv"]}
     unusual = {"scale_logits": (scale_logits, tie_logits), "epsilon": (config["layer_norm_epsilon"], EPSILON),
                "num_buckets": (config["relative_attention_num_buckets"], NUM_BUCKETS),
@@ -193,8 +197,8 @@ def read_t5_config(path: str) -> dict:
                 **{name: value for name, (value, usual) in unusual.items() if value != usual})
 
 
-def _logits(config, file, path, multilingual):
-    """Return (tie_logits, scale_logits) of a configuration; see read_t5_config."""
+def _logits(config, file, multilingual, path):
+    """Return (tie_logits, scale_logits) of a configuration and the weights at a path; see read_t5_config."""
     tied = config["tie_word_embeddings"]
     version = str(config.get("transformers_version", "")).split(".")[0]
     of_5 = "scale_decoder_outputs" in config or version.isdecimal() and int(version) >= 5
@@ -203,7 +207,7 @@ def _logits(config, file, path, multilingual):
             raise BadInput(f"{file}: tie_word_embeddings is true, supported for mt5 is false: what made this file is "
                            "not known, and transformers 4 and 5 compute different logits of it")
         return tied, tied
-    own = _holds_own_logits(path)
+    own = None if path is None else _holds_own_logits(path)
     scaled = False if multilingual else config.get("scale_decoder_outputs", tied)
     return tied if own is None else not own, scaled
 

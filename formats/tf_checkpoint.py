@@ -22,6 +22,7 @@ import torch
 
 from formats import progress
 from formats.errors import BadInput, MissingInput
+from formats.mapped import MappedFiles
 
 FOOTER_SIZE, TRAILER_SIZE = 48, 5  # bytes; every block is followed by its kind (1 byte) and checksum (4)
 TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
@@ -66,7 +67,7 @@ def read_checkpoint(path):
     prefix = _find_prefix(path)
     n_shards, variables = _read_index(prefix + ".index")
     shards = [_map_shard(prefix, shard, n_shards) for shard in range(n_shards)]
-    tensors = {}
+    tensors, files = {}, MappedFiles()
     total = sum(variable.size for variable in variables.values())
     with progress.bar(total=total, unit="B", desc="checkpoint") as bar:
         for name, (dtype, shape, shard, offset, size, checksum) in variables.items():
@@ -75,13 +76,15 @@ def read_checkpoint(path):
             if end > len(data):
                 raise BadInput(f"{file}: has {len(data)} bytes, expected at least {end} for the variable "
                                      f"{name}; it is truncated or of another index; {DOWNLOAD}")
-            data = data[offset:end]
-            if _checksum(data, bar) != checksum:
+            values = torch.from_numpy(data[offset:end])
+            if _checksum(values.numpy(), bar) != checksum:
                 raise BadInput(f"{file}: bytes {offset} to {end}, variable {name}, lack the checksum "
                                      f"expected by the index; they are damaged or of another; {DOWNLOAD}")
             if offset % dtype.itemsize:
-                data = data.copy()  # a tensor's values have to start at a multiple of their size
-            tensors[name] = torch.frombuffer(data, dtype=dtype).view(shape)
+                tensors[name] = values.clone().view(dtype).view(shape)  # each has to start at a multiple of its size
+            else:
+                tensors[name] = values.view(dtype).view(shape)
+            files.give_back(values)
     return tensors
 
 

@@ -21,8 +21,8 @@ from tasks.examples import Examples, Texts
 
 __all__ = ["fingerprint_of", "load", "save"]
 
-VERSION = 1  # of the files' form, and of what a text becomes
-ARRAYS = ("ids", "offsets", "parts", "labels", "index")
+VERSION = 2  # of the files' form, and of what a text becomes
+ARRAYS = ("ids", "offsets", "parts", "labels", "index", "groups")
 
 
 def fingerprint_of(paths: dict[str, list[str]], encoder: Any, *options: object) -> str:
@@ -46,7 +46,7 @@ def fingerprint_of(paths: dict[str, list[str]], encoder: Any, *options: object) 
 
 def _arrays(examples):
     return {"ids": examples.texts.ids, "offsets": examples.texts.offsets, "parts": examples.parts,
-            "labels": examples.labels, "index": examples.index}
+            "labels": examples.labels, "index": examples.index, "groups": examples.groups}
 
 
 def save(folder: str, key: str, splits: dict[str, Examples], **more: object) -> None:
@@ -114,4 +114,4 @@ def _load_split(prefix, split):
     kept = texts.lengths[arrays["parts"]].astype(np.int32)
     score_range = None if split["score_range"] is None else tuple(split["score_range"])
     return Examples(split["transformation"], texts, arrays["parts"], kept, arrays["labels"], score_range,
-                    arrays["index"], split["n_vocab"], split["n_context"])
+                    arrays["index"], split["n_vocab"], split["n_context"], arrays["groups"])

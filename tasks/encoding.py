@@ -1,6 +1,8 @@
 """Texts to token ids, on all cores where there are many; splits to Examples."""
 
 import concurrent.futures
+import contextlib
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -10,19 +12,19 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
 
-from formats import progress
+from formats import locks, progress
 from formats.errors import is_first_process, warn_once
 from tasks.examples import Examples, Texts
 from tasks.glue_files import Split
 from tasks.gpt_tasks import Task
 
-__all__ = ["encode_split", "encode_texts", "first_examples"]
+__all__ = ["encode_chunks", "encode_split", "encode_texts", "first_examples"]
 
 PARALLEL_FROM = 3_000_000  # characters; below it one process takes a few seconds
 CHUNK = 200_000            # characters that a process encodes at a time
@@ -47,7 +49,7 @@ def encode_texts(texts: list[str], encoder: Any, n_processes: int | None = None,
     dtype = np.uint16 if len(encoder.decoder) <= 1 << 16 else np.int32
     ids, lengths = [], []
     with progress.bar(total=len(texts), unit="text", desc="encode", show=verbose and is_first_process()) as bar:
-        for flat, chunk_lengths in _encoded(texts, encoder, n_processes, start_method, dtype):
+        for flat, chunk_lengths in encode_chunks(_chunks(texts), encoder, n_processes, dtype, start_method):
             ids.append(flat)
             lengths.append(chunk_lengths)
             bar.update(len(chunk_lengths))
@@ -73,21 +75,34 @@ def _chunks(texts: list[str]) -> Iterator[list[str]]:
         yield texts[begin:]
 
 
-def _encoded(texts, encoder, n_processes, start_method, dtype):
-    """Yield (ids [tokens], lengths [n]) of one list of texts after the other."""
-    chunks = _chunks(texts)
-    done = 0
+def encode_chunks(chunks: Iterable[list[str]], encoder: Any, n_processes: int, dtype: Any,
+                  start_method: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (ids [tokens], lengths [n]) of one list of texts after the other, by several processes; the order stays.
+
+    Args:
+        chunks: lists of texts; a few more are asked for than were yielded.
+        encoder, n_processes, start_method: see encode_texts. dtype: of the ids.
+    """
+    chunks, waiting = iter(chunks), deque()
     if n_processes > 1:
         try:
-            for encoded in _in_processes(chunks, encoder, n_processes, start_method, dtype):
-                done += len(encoded[1])
-                yield encoded
-            return
-        except (BrokenProcessPool, OSError, RuntimeError, pickle.PicklingError, AttributeError, TypeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0][:100]
-            warn_once(f"encoding goes on in one process, as others could not be started or kept ({reason})")
-    for chunk in _chunks(texts[done:]):
+            yield from _in_processes(chunks, waiting, encoder, n_processes, start_method, dtype)
+        except _PoolLost as lost:
+            warn_once(f"encoding goes on in one process, as others could not be started or kept ({lost})")
+    for chunk in itertools.chain(waiting, chunks):
         yield _flat(encoder, chunk, dtype)
+
+
+class _PoolLost(Exception):
+    """The processes cannot be started or kept."""
+
+
+@contextlib.contextmanager
+def _calls_of_the_pool():
+    try:
+        yield
+    except (BrokenProcessPool, OSError, RuntimeError, pickle.PicklingError, AttributeError, TypeError) as error:
+        raise _PoolLost((str(error) or type(error).__name__).splitlines()[0][:100]) from None
 
 
 def _flat(encoder, texts, dtype):
@@ -96,20 +111,28 @@ def _flat(encoder, texts, dtype):
     return np.fromiter((i for row in rows for i in row), dtype=dtype, count=int(lengths.sum())), lengths
 
 
-def _in_processes(chunks, encoder, n_processes, start_method, dtype):
-    """As _encoded, by a pool of processes; the order stays."""
+def _in_processes(chunks, waiting, encoder, n_processes, start_method, dtype):
+    """As encode_chunks, by a pool of processes; waiting: a deque, holds the chunks that were taken and not yielded."""
     context = multiprocessing.get_context(start_method or ("fork" if sys.platform.startswith("linux") else "spawn"))
-    pool = concurrent.futures.ProcessPoolExecutor(n_processes, context, _start_worker, (encoder, os.getpid()))
-    waiting = deque()
+    with _calls_of_the_pool():
+        pool = concurrent.futures.ProcessPoolExecutor(n_processes, context, _start_worker, (encoder, os.getpid()))
+    futures = deque()
     try:
         with warnings.catch_warnings():  # a fork beside other threads: the workers run Python alone
             warnings.simplefilter("ignore", DeprecationWarning)
-            for chunk in chunks:
-                waiting.append(pool.submit(_work, chunk, dtype))
-                if len(waiting) > 2 * n_processes:
-                    yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            for chunk in itertools.chain(chunks, itertools.repeat(None)):
+                if chunk is not None:
+                    waiting.append(chunk)
+                    with _calls_of_the_pool():
+                        futures.append(pool.submit(_work, chunk, dtype))
+                if not futures:
+                    return
+                if chunk is None or len(futures) > 2 * n_processes:
+                    with _calls_of_the_pool():
+                        encoded = futures[0].result()
+                    futures.popleft()
+                    waiting.popleft()
+                    yield encoded
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -118,6 +141,7 @@ def _start_worker(encoder, parent):
     """Begin a worker process: Ctrl-C is the parent's to answer, and nobody works on when the parent is gone."""
     global _encoder
     _encoder = encoder
+    locks.close_inherited()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -153,10 +177,11 @@ def encode_split(task: Task, split: Split, encoder: Any, verbose: bool = True, *
         labels = np.fromiter((number[label] for label in labels), np.int64, len(labels))
     kept = texts.lengths[parts].astype(np.int32)
     return Examples(task.transformation, texts, parts, kept, labels, task.score_range, split.index,
-                    len(encoder.decoder), task.n_context)
+                    len(encoder.decoder), task.n_context, split.groups)
 
 
 def first_examples(split: Split, n: int) -> Split:
     """Return the first n examples of a split."""
     return Split(split.path, {name: texts[:n] for name, texts in split.texts.items()},
-                 None if split.labels is None else split.labels[:n], split.index[:n])
+                 None if split.labels is None else split.labels[:n], split.index[:n],
+                 None if split.groups is None else split.groups[:n])

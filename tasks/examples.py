@@ -72,6 +72,7 @@ class Examples:
         index: int64 [n], the examples' numbers in their file, see glue_files.Split.
         n_vocab: tokens; the three special ones come right after, then the positions.
         n_context: how many of the parts are the context of a multiple choice.
+        groups: int8 [n], see glue_files.Split.
     """
 
     transformation: str
@@ -83,6 +84,7 @@ class Examples:
     index: np.ndarray
     n_vocab: int
     n_context: int = 1
+    groups: np.ndarray | None = None
 
     def __len__(self):
         return len(self.parts)

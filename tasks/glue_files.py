@@ -42,12 +42,14 @@ class Split:
         labels: the name of each example's class, or its score as the file writes it; None: the file has no labels.
         index: int64 [n], the 0-based number of each example's row among the file's data rows. It has gaps where rows
             were left out. GLUE's submissions count like this, and so does `idx` in T5's data.
+        groups: int8 [n], which of the task's groups each example is of, see gpt_tasks.Task; None: there are none.
     """
 
     path: str
     texts: dict[str, list[str]]
     labels: list[str] | None
     index: np.ndarray
+    groups: np.ndarray | None = None
 
     def __len__(self):
         return len(self.index)

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-import datasets
 from formats.errors import warn_once
-from tasks import glue_files, nli_files, race_files
+from tasks import glue_files, nli_files, race_files, story_cloze
 from tasks.glue_files import Split
 
 __all__ = ["GPT_TASKS", "OTHER_SIZES", "Task", "check_sizes", "read_rocstories"]
@@ -34,6 +33,7 @@ class Task(NamedTuple):
         score_range: (lowest, highest) whole score, where the label is a score; None: classes or choices.
         cut: how an example that is too long is cut, a name in tasks.fitting.CUTS.
         n_context: how many of the texts are the context of a multiple choice.
+        groups: names of the groups of examples that are also judged apart: RACE's levels.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Task(NamedTuple):
     score_range: tuple[int, int] | None = None
     cut: str = "longest"
     n_context: int = 1
+    groups: tuple[str, ...] = ()
 
     @property
     def n_out(self) -> int:
@@ -66,22 +67,22 @@ class Task(NamedTuple):
 
 
 def read_rocstories(data_dir: str, split: str, n_valid: int = 374) -> Split:
-    """Read a split of the Story Cloze Test, see datasets.rocstories; labels '1' and '2'.
+    """Read a split of the Story Cloze Test, see story_cloze.rocstories; labels '1' and '2'.
 
     Args:
         data_dir: the folder of its two files. split: 'train', 'valid' or 'test'.
         n_valid: stories of the validation file that are split off for validation.
     """
-    splits = dict(zip(("train", "valid", "test"), datasets.rocstories(data_dir, n_valid=n_valid), strict=True))
+    splits = dict(zip(("train", "valid", "test"), story_cloze.rocstories(data_dir, n_valid=n_valid), strict=True))
     *texts, labels = splits[split]
-    path = os.path.join(data_dir, datasets.TEST_FILE if split == "test" else datasets.VALID_FILE)
+    path = os.path.join(data_dir, story_cloze.TEST_FILE if split == "test" else story_cloze.VALID_FILE)
     return Split(path, dict(zip(("story", "ending1", "ending2"), texts, strict=True)),
                  [str(label + 1) for label in labels], np.arange(len(labels)))
 
 
 def rocstories_files(data_dir: str) -> dict[str, list[str]]:
     """Return {split: the file that holds it} of the Story Cloze Test."""
-    valid, test = (os.path.join(data_dir, name) for name in (datasets.VALID_FILE, datasets.TEST_FILE))
+    valid, test = (os.path.join(data_dir, name) for name in (story_cloze.VALID_FILE, story_cloze.TEST_FILE))
     return {"train": [valid], "valid": [valid], "test": [test]}
 
 
@@ -117,7 +118,7 @@ _TASKS = [
     Task("race", "multiple_choice", ("article", "question", "option1", "option2", "option3", "option4"),
          race_files.LETTERS, _ACC, {"acc": 59.0, "acc of middle schools": 62.9, "acc of high schools": 57.4}, "",
          {"train": 87866, "valid": 4887, "test": 4934}, race_files.read_race, race_files.race_files,
-         {"test": "RACE.tsv"}, writes_words=True, cut="article", n_context=2),
+         {"test": "RACE.tsv"}, writes_words=True, cut="article", n_context=2, groups=race_files.LEVELS),
     # natural language inference, table 2
     Task("snli", "entailment", ("premise", "hypothesis"), glue_files.NLI, _ACC, {"acc": 89.9}, "",
          {"train": 549367, "valid": 9842, "test": 9824}, nli_files.read_snli, partial(nli_files.nli_files, "snli"),

@@ -13,7 +13,7 @@ from sklearn import metrics
 
 from formats.errors import BadInput
 
-__all__ = ["METRICS", "TITLES", "of"]
+__all__ = ["METRICS", "TITLES", "by_group", "difference", "of", "title_of"]
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -71,3 +71,47 @@ def of(names: list, predictions: np.ndarray, labels: np.ndarray) -> dict:
         raise BadInput(f"there are {len(predictions)} predictions and {len(labels)} labels, expected as many, and at "
                        "least one")
     return {name: float(METRICS[name](predictions, labels)) for name in names}
+
+
+def by_group(name: str, groups: tuple, numbers: np.ndarray | None, predictions: np.ndarray, labels: np.ndarray) -> dict:
+    """Return {name_group: percent} of one metric for each group apart that has examples; {} where there are no groups.
+
+    Args:
+        name: a key of METRICS. groups: their names, see gpt_tasks.Task. numbers: int [n], the group of each example.
+        predictions, labels: see of.
+    """
+    if numbers is None:
+        return {}
+    members = {group: np.flatnonzero(numbers == k) for k, group in enumerate(groups)}
+    return {f"{name}_{group}": of([name], predictions[rows], labels[rows])[name] for group, rows in members.items()
+            if len(rows)}
+
+
+def title_of(name: str) -> str:
+    """Return what a report calls a metric, of a part of the examples too: acc_middle is Accuracy (middle)."""
+    metric, _, part = name.partition("_")
+    return TITLES[metric] + (f" ({part})" if part else "")
+
+
+def difference(right: np.ndarray, other: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """How much more often one way of training is right than another, on the same examples and with the same seeds.
+
+    The interval allows for the examples, by the spread of the paired differences over them (means over the seeds), and,
+    with two seeds or more, for the seeds, by that over them (Student's t); the two half-widths are added in squares.
+
+    Args:
+        right, other: bool [seeds, n], whether each of n examples was right.
+    Returns:
+        (the mean difference, the lower and the upper end of its interval), in points of percent.
+    Raises:
+        BadInput: another shape, or fewer than two examples.
+    """
+    right, other = (np.asarray(values, dtype=np.float64) for values in (right, other))
+    if right.shape != other.shape or right.ndim != 2 or right.shape[1] < 2:
+        raise BadInput(f"right is {list(right.shape)} and other {list(other.shape)}, expected two of one shape, "
+                       "[seeds, n], with two examples or more")
+    differences = 100 * (right - other)
+    squares = sum(stats.t.ppf(0.5 + level / 2, len(means) - 1) ** 2 * means.var(ddof=1) / len(means)
+                  for means in (differences.mean(0), differences.mean(1)) if len(means) > 1)
+    mean = float(differences.mean())
+    return mean, mean - float(squares) ** 0.5, mean + float(squares) ** 0.5

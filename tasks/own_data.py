@@ -277,16 +277,23 @@ def _hold_out(splits, seed):
 
 
 def unlabelled(source: Any, texts: tuple[str, ...], general: tuple[str, ...], columns: dict[str, str] | None = None,
-               ) -> Split:
+               joined: dict[str, list[str]] | None = None) -> Split:
     """Read the texts of rows that are to be labelled; whatever else they hold is left alone.
 
     Args:
         source: see own_examples. texts: names of the task's texts, which the columns may have.
         general: what the columns are called otherwise, see COLUMNS; columns: {one of these names: the column}.
+        joined: {name of a text: columns whose texts, joined by blanks, are it}, where the source has them all.
     Raises:
         MissingInput, BadInput: the file, the row, what was found and expected.
     """
     opened, columns = _open(source, "the rows"), columns or {}
+    if joined and not columns and all(column in opened.header for parts in joined.values() for column in parts):
+        parts = tuple(column for parts in joined.values() for column in parts)
+        split, _, _ = _read(opened, "", {"label": NO_LABEL}, parts, needs_labels=False)
+        found = {name: list(map(" ".join, zip(*(split.texts[column] for column in of_text), strict=True)))
+                 for name, of_text in joined.items()}
+        return Split(split.path, found, None, split.index)
     names = texts if all(columns.get(name, name) in opened.header for name in texts) else general
     kind = "multiple_choice" if names[0] == "context" else ""  # which refuses one choice more
     split, _, _ = _read(opened, kind, {**columns, "label": NO_LABEL}, names, needs_labels=False)

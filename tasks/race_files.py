@@ -9,7 +9,7 @@ from formats.errors import BadInput, MissingInput
 from tasks.files import lines_of, read_jsonl, require_text, shown
 from tasks.glue_files import Split
 
-__all__ = ["LETTERS", "race_files", "read_race"]
+__all__ = ["LETTERS", "LEVELS", "race_files", "read_race"]
 
 LETTERS = ("A", "B", "C", "D")
 PART = {"train": "train", "valid": "dev", "test": "test"}
@@ -37,7 +37,8 @@ def read_race(data_dir: str, split: str) -> Split:
     Args:
         data_dir: the folder RACE, or the folder above it. split: 'train', 'valid' or 'test'.
     Returns:
-        texts article, question, option1 .. option4; labels A to D. The questions of an article share its string.
+        texts article, question, option1 .. option4; labels A to D; groups as in LEVELS. The questions of an article
+        share its string.
     Raises:
         MissingInput, BadInput: the file, the row, what was found and expected.
     """
@@ -46,15 +47,18 @@ def read_race(data_dir: str, split: str) -> Split:
         raise MissingInput(f"{os.path.join(data_dir, 'RACE', PART[split])}: holds no {' or '.join(LEVELS)} folder with "
                            ".txt files; --data_dir has to be RACE's folder, or the folder above it")
     texts = {name: [] for name in ("article", "question", *(f"option{k}" for k in range(1, 5)))}
-    labels = []
+    labels, groups = [], []
     for path in paths:
+        level = LEVELS.index(os.path.basename(os.path.dirname(path)))
         for article, question, options, answer in _questions(path):
             for name, text in zip(texts, (article, question, *options), strict=True):
                 texts[name].append(text)
             labels.append(answer)
+            groups.append(level)
     if not labels:
         raise BadInput(f"{os.path.dirname(paths[0])}: its {len(paths)} files hold no questions")
-    return Split(os.path.dirname(os.path.dirname(paths[0])), texts, labels, np.arange(len(labels)))
+    return Split(os.path.dirname(os.path.dirname(paths[0])), texts, labels, np.arange(len(labels)),
+                 np.array(groups, dtype=np.int8))
 
 
 def _questions(path):

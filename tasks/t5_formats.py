@@ -155,6 +155,8 @@ def _agreeing(words, other, at_end=False):
 def squad(features: dict, as_released: bool = True) -> list[dict]:
     """SQuAD: blanks around signs in question, context and answers; the target is the first answer.
 
+    "passage" is the context as the file has it.
+
     Args:
         features: "question", "context", "answers" (a list of texts), "id".
         as_released: the rule until April 2022, which the released checkpoints were trained with: a sign is all but
@@ -171,7 +173,8 @@ def squad(features: dict, as_released: bool = True) -> list[dict]:
 
     answers = [spaced(answer) for answer in features["answers"]]
     inputs = f"question: {spaced(features['question'])} context: {spaced(features['context'])}"
-    return [{"inputs": re.sub(" +", " ", inputs), "targets": answers[0], "id": features["id"], "answers": answers}]
+    return [{"inputs": re.sub(" +", " ", inputs), "targets": answers[0], "id": features["id"], "answers": answers,
+             "passage": features["context"]}]
 
 
 def summarize(features: dict) -> list[dict]:

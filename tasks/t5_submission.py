@@ -1,13 +1,14 @@
 """T5's predictions in the forms that GLUE, SuperGLUE and SQuAD take; elsewhere one text a row."""
 
 import json
+import re
 from collections.abc import Sequence
 
 from formats.errors import warn
 from formats.files import write_atomically
 from tasks.t5_tasks import Task
 
-__all__ = ["file_name", "write_predictions"]
+__all__ = ["as_in_passage", "file_name", "write_predictions"]
 
 # task -> (name of GLUE's file, whether it wants a class's text in place of its number)
 GLUE_FILES = {"cola": ("CoLA", False), "sst2": ("SST-2", False), "mrpc": ("MRPC", False), "qqp": ("QQP", False),
@@ -40,8 +41,8 @@ def write_predictions(path: str, name: str, task: Task, examples: Sequence[dict]
         BadInput: the file cannot be written.
     """
     if name.startswith("squad"):
-        text = json.dumps({example["id"]: text for example, text in zip(examples, predictions, strict=True)},
-                          ensure_ascii=False) + "\n"
+        text = json.dumps({example["id"]: as_in_passage(text, example["passage"])
+                           for example, text in zip(examples, predictions, strict=True)}, ensure_ascii=False) + "\n"
     elif name in SUPER_GLUE_FILES:
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n"
                        for record in _records(name, task, examples, predictions))
@@ -56,6 +57,16 @@ def write_predictions(path: str, name: str, task: Task, examples: Sequence[dict]
         text = "index\tprediction\n" + "".join(f"{i}\t{row}\n" for i, row in enumerate(rows))
     with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
         f.write(text)
+
+
+def as_in_passage(text: str, passage: str) -> str:
+    """An answer to SQuAD as the passage writes it, where it is there: without the blanks around signs that T5 reads.
+
+    SQuAD's own script compares with the file's answers: "U . S ." would not be "U.S.".
+    """
+    signs = [re.escape(sign) for sign in text if not sign.isspace()]
+    found = re.search(r"\s*".join(signs), passage) if signs else None
+    return found[0] if found else " ".join(text.split())
 
 
 def _classes(task, examples, predictions):

@@ -23,6 +23,7 @@ __all__ = ["GLUE", "MIXTURES", "SUPER_GLUE", "TASKS", "Task", "evaluate", "read_
 
 EVERY_SPLIT = {"train": ("train",), "valid": ("valid",), "test": ("test",)}
 TEST_ALONE = {"train": (), "valid": (), "test": ("test",)}
+VALID_IS_TEST = {"train": ("train",), "valid": ("valid",), "test": ("valid",)}  # no other is published
 
 
 class Task(NamedTuple):
@@ -169,9 +170,9 @@ TASKS = {
     "axg": _sentences("AX-g", ("premise", "hypothesis"), super_glue.NLI, NLI, 0, prefix="rte", metrics=(),
                       splits=TEST_ALONE),
     "dpr": Task(_dpr_features, t5_formats.dpr, ACCURACY, t5_postprocess.text, "dpr_v001_simple", 1322, 62,
-                splits={"train": ("train",), "valid": ("valid",), "test": ()}),
+                splits=VALID_IS_TEST),
     "squad": Task(_squad_features, t5_formats.squad, (t5_metrics.squad,), t5_postprocess.qa, "squad_v010_allanswers",
-                  87599, 97, splits={"train": ("train",), "valid": ("valid",), "test": ()}),
+                  87599, 97, splits=VALID_IS_TEST),
     "cnn_dailymail": Task(partial(_folder_features, read_cnn_dailymail, "cnn_dailymail"), t5_formats.summarize,
                           (t5_metrics.rouge,), t5_postprocess.text, "cnn_dailymail_v002", 287113, 512, beams=4),
     "wmt_ende": _wmt("wmt_ende", "de", "wmt_t2t_ende_v003"),

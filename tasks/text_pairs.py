@@ -9,7 +9,7 @@ from tasks import t5_metrics, t5_postprocess
 from tasks.files import lines_of, open_csv, open_tsv, read_jsonl, require_text, shown
 from tasks.t5_tasks import Task
 
-__all__ = ["METRICS", "own_task", "read_pairs"]
+__all__ = ["METRICS", "own_task", "read_inputs", "read_pairs"]
 
 COLUMNS = ("input", "target")
 KINDS = (".tsv", ".csv", ".jsonl")
@@ -76,6 +76,22 @@ def read_pairs(path: str, columns: Sequence[str] = COLUMNS, template: str | None
     if not found:
         raise BadInput(f"{path}: holds no examples; expected one a row")
     return found
+
+
+def read_inputs(path: str, column: str = "input", template: str | None = None, given: bool = False) -> list[str]:
+    """Read a file of inputs: a text on each line; or .tsv, .csv, .jsonl as read_pairs, without targets.
+
+    Args:
+        column: the input's. template, given: see read_pairs.
+    Raises:
+        MissingInput, BadInput: the file, the row, what was found and expected.
+    """
+    if os.path.splitext(path)[1].lower() in KINDS:
+        return [pair["inputs"] for pair in read_pairs(path, (column, "\0"), template, given, with_target=False)]
+    if given:
+        raise BadInput(f"{path}: is read as an input on each line, and has no columns; give a .csv, .tsv or .jsonl "
+                       "file")
+    return [line for _, line in lines_of(path)]
 
 
 def _plain_tsv(path, with_target):

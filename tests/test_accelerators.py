@@ -365,7 +365,7 @@ def test_a_run_on_a_gpu_goes_on_bit_for_bit_and_on_a_cpu_too(tmp_path, small_voc
 @pytest.mark.parametrize("plain", [False, True])
 def test_train_t5_ends_where_the_cpu_does(tmp_path, monkeypatch, plain):
     data_dir = write_data_dir(tmp_path / "data", n_valid_file=30)
-    lines = [" ".join(row[1:7]) for row in rows(150)] + train_t5.cloze_texts([["a"], ["b"], ["c"]]) * 20
+    lines = [" ".join(row[1:7]) for row in rows(150)] + ["rocstories choice1: b choice2: c sentence: a"] * 20
     (tmp_path / "t5").mkdir()
     (tmp_path / "t5" / "spiece.model").write_bytes(pretrain_t5.learn_vocabulary(lines, 60))
 
@@ -389,7 +389,9 @@ def test_train_t5_ends_where_the_cpu_does(tmp_path, monkeypatch, plain):
 @pytest.mark.parametrize("script, optimizer, settings", [
     (pretrain, opt.OpenAIAdam, dict(n_merges=60, n_ctx=10, n_batch=16, n_warmup=3, n_embd=12, n_head=2, n_layer=2,
                                     embd_pdrop=0, attn_pdrop=0, resid_pdrop=0)),
-    (pretrain_t5, opt.Adafactor, dict(n_pieces=60, n_ctx=40, n_batch=8, n_warmup=20, d_model=12, d_ff=20, n_head=2,
+    # At a rate of 1 / sqrt(20) the training is unstable: on the CPU alone, parameters that begin a ten millionth apart
+    # end 0.66 apart (the largest is 6), those that MKL and oneDNN multiply 0.97. At 1 / sqrt(2000) all agree.
+    (pretrain_t5, opt.Adafactor, dict(n_pieces=60, n_ctx=40, n_batch=8, n_warmup=2000, d_model=12, d_ff=20, n_head=2,
                                       d_kv=5, n_layer=2, dropout=0))])
 def test_pre_training_ends_where_the_cpu_does(tmp_path, monkeypatch, script, optimizer, settings, plain):
     text = write_text(tmp_path, 150)
@@ -403,10 +405,6 @@ def test_pre_training_ends_where_the_cpu_does(tmp_path, monkeypatch, script, opt
         counts = waits_before_steps(monkeypatch, gpu, optimizer)
         script.main(line("there", "cuda"))
     assert plain or counts[1] - counts[0] == 1
-    if script is pretrain_t5 and not plain:
-        # Not compared: with these sizes and this rate the parameters end elsewhere. Whether rounding that Adafactor
-        # enlarges explains all of it is not known; gradients and train_t5's runs agree, see above.
-        return
     same(parameters_of(tmp_path, "there"), parameters_of(tmp_path, "cpu"))
     agree(costs_of(tmp_path, "there"), costs_of(tmp_path, "cpu"), 1e-5)
 

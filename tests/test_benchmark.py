@@ -55,6 +55,15 @@ def test_compiled_peers_agree(name):
     assert agree(name, {"ours": row["ours"][""], "theirs": build}) == {"theirs": None}
 
 
+@pytest.mark.parametrize("kind", ["labels", "answers", "summaries"])
+def test_rows_end_where_they_are_told_to(kind):
+    (sources, lengths), ids = cases.answered(Case(TINY), kind), ROWS[f"t5-{kind}"].ours(Case(TINY)).run()
+    ends = [row.tolist().index(1) + 1 for row in ids]
+    assert ends == lengths.tolist() and len(sources) == len(ids)
+    assert [len(source) for source in sources] != sorted(map(len, sources), reverse=True)
+    assert kind == "labels" or len(set(ends)) > 2
+
+
 @pytest.mark.parametrize("name", ["gpt-generate-8", "t5-greedy-16", "t5-beam4-16"])
 def test_what_is_decoded_varies(name):  # or equal ids would say little
     ids = ROWS[name].ours(Case(TINY)).run()

@@ -144,10 +144,14 @@ def test_repeated_sequences_are_counted_wherever_they_begin(chunk):
     held_out[1], held_out[2], held_out[4], held_out[6] = text[:11], text[-11:], text[47:58], text[48:59]
     windows = {tuple(text[i:i + 11]) for i in range(len(text) - 10)}
     want = sum(tuple(row) in windows for row in held_out.tolist())
-    assert corpus.count_repeated(train_part, held_out, chunk) == want == 4
-    assert corpus.count_repeated(train_part[:0], held_out) == 0
+    found = corpus.find_repeated(train_part, held_out, size=chunk)
+    assert found.sum() == want == 4 and found[[1, 2, 4, 6]].all()
+    of_four = [corpus.find_repeated(train_part, held_out, rank, 4, chunk) for rank in range(4)]
+    np.testing.assert_array_equal(np.logical_or.reduce(of_four), found)
+    assert chunk > 50 or max(part.sum() for part in of_four) < 4  # each looks through a part of the text
+    assert not corpus.find_repeated(train_part[:0], held_out).any()
     held_out[1, 10] = (held_out[1, 10] + 1) % 9
-    assert corpus.count_repeated(train_part, held_out, chunk) == 3
+    assert corpus.find_repeated(train_part, held_out, size=chunk).sum() == 3
 
 
 @pytest.mark.parametrize("text", ["a b c a b " * 40, "😀 🎉 " * 60, "a " * 200], ids=["letters", "emoji", "one letter"])

@@ -103,7 +103,7 @@ def test_rows_of_commas_at_the_end_are_skipped_with_one_notice(tmp_path, capsys,
         assert _rocstories(str(tmp_path / "a.csv"))[3].tolist() == [0, 1]
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert re.search(r"a\.csv: [23] rows at its end hold nothing but commas \(from row 5 on", err)
+    assert re.search(r"a\.csv: [23] rows at its end with nothing but commas \(from row 5 on", err)
 
 
 def test_other_columns_may_occur_twice_or_have_no_name(tmp_path):

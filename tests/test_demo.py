@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import analysis
@@ -19,7 +20,7 @@ def test_quick_demo_end_to_end_and_again(tmp_path, capsys):
     argv = ["--quick", "--out", str(tmp_path), "--seed", "3", "--full"]
     demo.main(argv)
     out = capsys.readouterr().out
-    folder = tmp_path / "seed3-quick"
+    folder = tmp_path / "seed3-12topics-quick"
     for variant in demo.GPT_VARIANTS:
         assert re.search(rf"^ +{variant} +\d+\.\d$", out, re.MULTILINE)
     for name in ("curves.png", "layers.png"):
@@ -54,47 +55,46 @@ def test_one_failed_seed_does_not_stop_the_others(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(demo, "make_stories", lambda *args: ("text", "data"))
     monkeypatch.setattr(demo, "show_sample", lambda *args: None)
     monkeypatch.setattr(demo, "call", lambda *args: None)
-    monkeypatch.setattr(demo.analysis, "draw_curves", lambda logs, *rest: pictures.append(logs))
+    monkeypatch.setattr(demo.analysis, "draw_curves", lambda logs, out, labels: pictures.append(labels))
 
     def fine_tune(script, folder, desc, options):
         if options["seed"] == 4 and "scratch" in desc:
             raise BadInput("the loss is nan")
         done.append(desc)
-        return desc, 60.0 + options["seed"]
+        n_right = 60 + 10 * ("scratch" not in desc) + options["seed"]
+        return desc, np.arange(100) < n_right
 
     monkeypatch.setattr(demo, "fine_tune", fine_tune)
     assert run_script(demo.main, ["--out", str(tmp_path), "--seed", "3", "--seeds", "3"]) == 2
     out, err = capfd.readouterr()
-    assert len(done) == 3 * 3 - 1 and len(pictures) == 1
+    assert len(done) == 3 * 3 - 1
+    assert [{name: labels.count(name) for name in demo.GPT_VARIANTS} for labels in pictures] == [
+        dict(zip(demo.GPT_VARIANTS, (2, 3, 3), strict=True))]
     assert re.search(r"from scratch +64.0 +\(63.0 to 65.0, 2 seeds\)", out)
     assert "gpt-from-scratch-4: the loss is nan" in err.strip().split("\n")[-1]
+    assert re.search(r"pre-trained against from scratch: \+10.0 points \(\+\d.\d to \+\d\d.\d\), is more than ch", out)
+    assert "pre-trained against pre-trained, no LM term: +0.0 points (+0.0 to +0.0), is not more than chance" in out
 
 
-def legend_of(monkeypatch, *args):
-    """The texts of the legend of draw_curves, and the figure."""
-    figures = []
-    monkeypatch.setattr(analysis, "_save", lambda figure, out: figures.append(figure))
-    analysis.draw_curves(*args)
-    return figures[0].axes[1].get_legend().get_texts(), figures[0]
+def names_in(*args):
+    """The names at the ends of the lines of draw_curves."""
+    texts = analysis.draw_curves(*args).axes[1].texts
+    assert not any(text.get_parse_math() for text in texts)
+    return [text.get_text() for text in texts]
 
 
-def test_names_stand_in_the_legend_as_they_are(tmp_path, monkeypatch):
+def test_names_stand_in_the_picture_as_they_are(tmp_path):
     names = ["_a", "$x$", "b", "$", "\udce9"]
     logs = [write_log(tmp_path / f"{name}.jsonl", 1, [50]) for name in names]
-    texts, figure = legend_of(monkeypatch, logs, "out.png")
-    assert [text.get_text() for text in texts] == ["_a", "$x$", "b", "$", "\\udce9"]
-    assert not any(text.get_parse_math() for text in texts)
-    figure.savefig(tmp_path / "out.png")
-    texts, _ = legend_of(monkeypatch, logs[:2], "out.png", ["_one", "two"])
-    assert [text.get_text() for text in texts] == ["_one", "two"]
+    assert names_in(logs, str(tmp_path / "out.png")) == ["_a", "$x$", "b", "$", "\\udce9"]
+    assert names_in(logs[:2], None, ["_one", "two"]) == ["_one", "two"]
 
 
-def test_two_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
+def test_two_runs_of_one_name_are_told_apart(tmp_path):
     paths = [tmp_path / folder / name for folder, name in (("x/log", "a"), ("y/log", "a"), ("y/log", "b"))]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-    texts, _ = legend_of(monkeypatch, [write_log(path.with_suffix(".jsonl"), 1, [50]) for path in paths], "out.png")
-    assert [text.get_text() for text in texts] == ["x/log/a", "y/log/a", "b"]
+    assert names_in([write_log(path.with_suffix(".jsonl"), 1, [50]) for path in paths]) == ["x/log/a", "y/log/a", "b"]
     assert analysis.names_of(["a.jsonl", "a.jsonl", "c/a.jsonl"])[2] == "c/a"
 
 
@@ -112,10 +112,10 @@ def test_quick_demo_of_t5(tmp_path, capsys):
     out = capsys.readouterr().out
     for variant in demo.T5_VARIANTS:
         assert re.search(rf"^ +{variant} +\d+\.\d$", out, re.MULTILINE)
-    assert (tmp_path / "seed42-quick" / "curves-t5.png").is_file()
+    assert (tmp_path / "seed42-12topics-quick" / "curves-t5.png").is_file()
 
 
-@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--seed", "-1"], ["--full", "--t5"]])
+@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--seed", "-1"], ["--full", "--t5"], ["--tasks", "--t5"]])
 def test_mistakes_get_one_line(tmp_path, capfd, wrong):
     assert run_script(demo.main, ["--out", str(tmp_path), *wrong]) == 2
     assert capfd.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""explore.py: what it reads out of the models is what passes through them, and padding changes nothing."""
+"""explore: what it reads out of the models is what passes through them, and padding changes nothing."""
 
 import math
 

@@ -201,7 +201,7 @@ def make_released(folder):
 
 
 def read_released(folder):
-    loaded = read_pretrained(str(folder)).arrays
+    loaded = {name: np.asarray(value) for name, value in read_pretrained(str(folder)).arrays.items()}
     for value in loaded.values():
         value.view(np.uint32).max()  # touch every page
     return loaded
@@ -220,7 +220,7 @@ def make_hub(folder):
     for name, value in read_pretrained(str(folder / "released")).arrays.items():
         name = {"positions": "positions_embed.weight", "tokens": "tokens_embed.weight"}.get(name, name)
         name = re.sub(r"\.[wg]$", ".weight", re.sub(r"\.b$", ".bias", name))
-        arrays[name] = np.array(value)
+        arrays[name] = np.asarray(value)
     for file in (folder / "released").iterdir():
         file.unlink()
     (folder / "released").rmdir()

@@ -186,6 +186,18 @@ def test_what_does_not_fit_a_head_is_named_in_one_line(case):
         assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
+@pytest.mark.parametrize("task_logits", [lambda model, x: model.task_logits(x), fast.gpt.task_logits])
+def test_a_single_choice_is_no_choice(task_logits):
+    """Its own logit is still to be had."""
+    model, x = small_model(head="multiple_choice").eval(), batch_for("multiple_choice")[0]
+    with pytest.raises(BadInput, match=r"^x is \[5, 1, 23, 2\]: a single choice for each example, so that nothing is"):
+        task_logits(model, x[:, :1])
+    agree(model(x[:, :1])[1], task_logits(model, x)[:, :1], 1e-5)
+    pairs = batch_for(("classification", 7))[0][:, None]
+    classifier = small_model(head=("classification", 7)).eval()
+    agree(task_logits(classifier, pairs), task_logits(classifier, pairs[:, 0]), 1e-5)
+
+
 def test_losses_from_logits_name_the_argument_too():
     x, m, y = story_batch(1)
     logits = torch.randn(220, 120)

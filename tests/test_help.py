@@ -148,3 +148,16 @@ def test_a_message_names_the_argument_that_is_wrong(tmp_path, capsys):
     capsys.readouterr()
     rocstories(data_dir, n_valid=30)
     assert "has 40 stories: n_valid 30 leaves 10 to train on" in capsys.readouterr().err
+
+
+def test_a_default_is_told_once_and_only_where_there_is_one():
+    from utils import OneLineParser
+    parser = OneLineParser(prog="p")
+    parser.add_argument("--a", type=int, default=7, help="first")
+    parser.add_argument("--b", help="second (default: as many as there are)")
+    parser.add_argument("--c", help="third")
+    parser.add_argument("--d", action="store_true", help="fourth")
+    parser.add_argument("--e", type=int, default=0, help="fifth")
+    text = parser.format_help()
+    assert "default: None" not in text and "default: False" not in text and text.count("default:") == 3
+    assert "first (default: 7)" in text and "fifth (default: 0)" in text

@@ -55,7 +55,7 @@ def hub_file(folder, path, prefix="", extras=True):
         for suffix, hub in ((".w", ".weight"), (".g", ".weight"), (".b", ".bias")):
             if name.endswith(suffix):
                 name = name.removesuffix(suffix) + hub
-        arrays[prefix + name] = np.array(value)
+        arrays[prefix + name] = np.asarray(value)
     if extras:
         arrays["lm_head.weight"] = arrays[prefix + "tokens_embed.weight"].copy()
         for i in range(3):

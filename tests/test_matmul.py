@@ -7,7 +7,7 @@ import torch
 
 from fast import matmul as matmul_module
 from fast.blas import VARIABLE
-from fast.matmul import matmul, matmul_made, matmul_of
+from fast.matmul import linear, matmul, matmul_made, matmul_of
 
 ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN: one path only")
 
@@ -60,6 +60,63 @@ def test_value_and_gradients_are_the_plain_ones(rows, n_in, n_out, transposed, b
         y = matmul(x, w.t() if transposed else w, b)
     assert y.is_contiguous()
     torch.testing.assert_close(y, results[1][0], rtol=1e-5, atol=1e-5)
+
+
+@ONEDNN
+@pytest.mark.parametrize("n_in, n_out", [(24, 40), (24, 37), (37, 24), (13, 7)])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_row_is_read_in_pieces_where_nothing_is_learned(monkeypatch, n_in, n_out, transposed, bias):
+    x, w, b = operands((1,), n_in, n_out, transposed, bias)
+    w, pieces, bmm = w.t() if transposed else w, [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *a: pieces.append(len(a[0])) or bmm(*a))
+    matmul(x, w, b)
+    assert not pieces
+    with torch.no_grad():
+        torch.testing.assert_close(matmul(x, w, b), plain(x, w, b), rtol=1e-5, atol=1e-5)
+        assert pieces == [{40: 8, 24: 8}.get(n_out, 1) if transposed else {24: 2}.get(n_in, 1)]
+        wide = torch.cat([w, w + 1], 1)[:, :n_out] if not transposed else torch.cat([w.t(), w.t()], 1)[:, :n_in].t()
+        torch.testing.assert_close(matmul(x, wide, b), plain(x, wide, b), rtol=1e-5, atol=1e-5)
+    assert len(pieces) == 1  # a part of a larger matrix is left to oneDNN
+
+
+@ONEDNN
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_weight_in_bfloat16_is_packed_once_and_again_when_it_has_changed(monkeypatch, rows, transposed):
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN does not multiply in bfloat16 on this processor")
+    x, w, b = (t.detach().bfloat16() for t in operands((rows,), 37, 24, transposed, True))
+    weights, made = [torch.nn.Parameter(w)], []
+    packing = torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *a: made.append(1) or packing(*a))
+
+    def product(x):
+        return linear(x, weights[0]) + b if transposed else matmul(x, *weights, b)
+
+    def right(y, x):
+        exact = x.double() @ (weights[0].double().t() if transposed else weights[0].double()) + b.double()
+        torch.testing.assert_close(y.double(), exact, rtol=1e-2, atol=3e-2)
+
+    right(product(x), x)
+    right(product(x.new_ones(5, 37)), x.new_ones(5, 37))
+    assert not made  # gradients are wanted
+    with torch.no_grad():
+        right(product(x.new_ones(5, 37)), x.new_ones(5, 37))
+        assert not made  # more rows than few
+        for _ in range(2):
+            right(product(x), x)
+        assert made == [1]
+        with torch.inference_mode():
+            right(product(x), x)
+        weights[0].mul_(-2)
+        right(product(x), x)
+        weights[0].data = weights[0].data + 1
+        right(product(x), x)
+    assert made == [1, 1, 1]
+    known = len(matmul_module._packed)
+    weights.clear()
+    assert len(matmul_module._packed) == known - 1
 
 
 @ONEDNN

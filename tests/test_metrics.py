@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import loss
 from formats.errors import BadInput
@@ -81,3 +82,34 @@ def test_logits_predict_the_expected_score():
     torch.testing.assert_close(scores.expected(logits, -2), torch.tensor([1.25, -2, 0.5]))
     torch.testing.assert_close(scores.expected(torch.zeros(3, 6)), torch.full((3,), 2.5))
     assert scores.expected(torch.zeros(3, 6, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_a_difference_s_interval_allows_for_examples_and_seeds():
+    """One seed: the paired t interval over the examples, by SciPy. Several: that over the seeds too, in squares."""
+    g = np.random.default_rng(4)
+    right, other = g.random((3, 57)) < 0.8, g.random((3, 57)) < 0.6
+    right[1, :20] = False
+
+    def half(values):
+        low, high = stats.ttest_1samp(100 * values, 0).confidence_interval(0.95)
+        return (high - low) / 2
+
+    d = right.astype(float) - other
+    mean, low, high = metrics.difference(right[:1], other[:1])
+    assert (mean, high - mean, mean - low) == pytest.approx((100 * d[0].mean(), half(d[0]), half(d[0])))
+    mean, low, high = metrics.difference(right, other)
+    width = math.hypot(half(d.mean(0)), half(d.mean(1)))
+    assert (mean, high - mean, mean - low) == pytest.approx((100 * d.mean(), width, width))
+    assert metrics.difference(other, right) == pytest.approx((-mean, -high, -low))
+    with pytest.raises(BadInput, match=r"\[3, 57\] and other \[2, 57\]"):
+        metrics.difference(right, other[:2])
+
+
+def test_a_difference_of_chance_is_seldom_called_more():
+    """Of pairs of equal worth, about one in twenty has an interval that leaves out 0."""
+    g = np.random.default_rng(6)
+    wrong = 0
+    for _ in range(400):
+        _, low, high = metrics.difference(*(g.random((2, 1, 200)) < 0.7))
+        wrong += low > 0 or high < 0
+    assert 8 <= wrong <= 34

@@ -7,6 +7,7 @@ import sys
 
 import nbformat
 import pytest
+from cloze_data import options, write_data_dir
 from conftest import write_small_vocabulary
 from nbclient import NotebookClient
 from pretraining import stories
@@ -80,7 +81,32 @@ for name in {MODULES}:
     print(name, before.__file__)
 """
     lines = in_another_folder(root, tmp_path, code).splitlines()
-    assert lines == [f"{name} {root / name}.py" for name in MODULES]
+    files = {name: root / f"{name}.py" for name in MODULES} | {"explore": root / "explore" / "__init__.py"}
+    assert lines == [f"{name} {path}" for name, path in files.items()]
+
+
+def test_a_library_called_datasets_may_be_there_before(root, tmp_path):
+    """It stays what it is, and every script works beside it: a run of training reads the Story Cloze Test."""
+    write_data_dir(tmp_path / "data")
+    encoder, bpe = write_small_vocabulary(tmp_path)
+    argv = options(tmp_path, str(tmp_path / "data"), (encoder, bpe), n_iter=1, submit=True, analysis=True)
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "datasets.py").write_text("load_dataset = 'theirs'\n")
+    scripts = "train train_t5 pretrain pretrain_t5 predict generate analysis demo reproduce benchmark explore".split()
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path / "library")!r})
+import datasets
+sys.path.insert(0, {str(root)!r})
+import {", ".join(scripts)}, toy.stories, toy.glue
+print(datasets.load_dataset, sys.modules["datasets"] is datasets)
+train.main({argv!r})
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+                         env={"PATH": "", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)})
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert lines[0] == "theirs True" and lines[-1].startswith("ROCStories Test Accuracy:")
 
 
 def python_blocks(root):

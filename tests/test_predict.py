@@ -196,7 +196,7 @@ def test_a_story_cloze_run_labels_endings(tmp_path, small_vocabulary):
     pd.testing.assert_frame_equal(predict.predict(loaded, own_names), table)
 
 
-def test_loading_needs_nothing_of_our_datasets(root, trained, tmp_path):
+def test_loading_needs_nothing_of_our_datasets_py(root, trained, tmp_path):
     folder, _, _ = trained("classification")
     (tmp_path / "datasets.py").write_text("raise SystemExit('the wrong file')\n")
     code = (f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(root)!r}]; import explore; "

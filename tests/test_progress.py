@@ -78,16 +78,20 @@ def test_short_work_says_nothing(log, clock, monkeypatch):
     assert sys.stderr.getvalue() == ""
 
 
-def test_a_bar_inside_the_work_of_another_says_nothing(log, clock):
+def test_a_bar_inside_the_work_of_another_says_little(log, clock):
+    """Nothing where it takes less than a minute, and then a line a minute."""
     with progress.bar(total=2, unit="update") as outer:
         for _ in range(2):
             for _ in progress.bar(range(30), unit="batch"):
                 clock[0] += 1
             outer.update()
+        for _ in progress.bar(range(500), unit="batch", desc="valid"):
+            clock[0] += 0.5
     for _ in progress.bar(range(3), unit="text"):  # afterwards one is heard again
         clock[0] += 5
-    assert [line.split(":")[0] for line in log().split("\n")] == ["update", "update", "text", "text", "text",
-                                                                          ""]
+    lines = log().split("\n")
+    assert [line.split(":")[0] for line in lines] == ["update", "update", *["valid"] * 4, *["text"] * 3, ""]
+    assert lines[2] == "valid: 120 of 500 (24%), 2/s, 03:10 left"
 
 
 def test_a_bar_left_before_its_end_silences_nobody(log, clock):

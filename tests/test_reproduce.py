@@ -11,6 +11,7 @@ import pytest
 import torch
 from cloze_data import rows, write_csv, write_data_dir
 from conftest import write_small_vocabulary
+from task_files import write_task
 
 import analysis
 import download_model
@@ -20,6 +21,7 @@ import train
 from datasets import TEST_FILE, VALID_FILE
 from formats import checks
 from model_pytorch import LMModel, dotdict, export_openai_model
+from tasks.gpt_tasks import GPT_TASKS
 from toy import glue
 from utils import read_log, run_script
 
@@ -317,11 +319,8 @@ def test_the_authors_setting_departs_in_nothing(small_vocabulary):
     assert reproduce.changed_options(train.parse_args(["--desc", "x", "--lr", "1"])) == ["--lr 1.0"]
 
 
-def test_the_picture_has_a_dot_for_every_seed(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(analysis, "_save", lambda figure, out: figures.append(figure))
-    analysis.draw_seeds({44: 80.0, 42: 70.0, 43: 75.0}, str(tmp_path / "x.png"), {"paper": 86.5})
-    axes = figures[0].axes[0]
+def test_the_picture_has_a_dot_for_every_seed(tmp_path):
+    axes = analysis.draw_seeds({44: 80.0, 42: 70.0, 43: 75.0}, str(tmp_path / "x.png"), {"paper": 86.5}).axes[0]
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert lines == {"median: 75.00": [75, 75], "paper": [86.5, 86.5], "one seed": [70, 75, 80]}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["42", "43", "44"]
@@ -352,3 +351,20 @@ def test_another_task_stands_beside_its_published_number(tmp_path, small_vocabul
     capsys.readouterr()
     reproduce.main(argv)
     assert "finished already: seeds 42, 43" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, parts", [("race", ["valid, middle", "valid, high", "test, middle", "test, high"]),
+                                         ("mnli", ["valid, mismatched"]), ("stsb", [])])
+def test_parts_of_the_data_have_columns_of_their_own(tmp_path, small_vocabulary, name, parts):
+    argv = ["--dataset", name, "--data_dir", write_task(tmp_path / "data", name), "--out", str(tmp_path / "out"),
+            "--seeds", "1", "--", "--encoder_path", small_vocabulary[0], "--bpe_path", small_vocabulary[1],
+            *TINY.split()]
+    reproduce.main(argv)
+    text, first = (tmp_path / "out" / "report.md").read_text(), GPT_TASKS[name].metrics[0]
+    seed, = json.loads((tmp_path / "out" / "report.json").read_text())["seeds"]
+    assert list(seed["parts"]) == parts
+    header, _, row = (line.strip("| ").split(" | ") for line in text.split("## Measured here\n\n")[1].split("\n")[:3])
+    assert header[3:-2] == parts and row[3:-2] == [f"{value:.2f}" for value in seed["parts"].values()]
+    best = max(evaluations(tmp_path / "out", "reproduce-42"), key=lambda line: line[f"va_{first}"])
+    assert [best[f"va_{first}_{part.split(', ')[1]}"] for part in parts if part.startswith("valid")] == [
+        value for part, value in seed["parts"].items() if part.startswith("valid")]

@@ -8,11 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from cloze_data import options, rows, write_csv, write_data_dir
 from pretraining import argv, write_text
+from task_files import write_task
 
 import pretrain
 import pretrain_t5
@@ -283,6 +286,44 @@ def test_processes_that_agree_train_and_hold_one_lock(lines, tmp_path, capfd):
         results = start_two(train, line, line, tmp_path)
     assert results[0][1] == 2 and f"process {os.getpid()} " in results[0][0]
     assert results[1][1] == 130 and re.search("first process .* was refused", results[1][0])
+
+
+CACHED_RUN = """
+import os
+import sys
+from training import task_data
+import train
+task_data.KEPT_FROM, read_and_encode = 100, task_data._read_and_encode
+
+def noting(*args):
+    with open("encoded", "a") as f:
+        f.write(os.environ["RANK"] + chr(10))
+    return read_and_encode(*args)
+
+task_data._read_and_encode = noting
+train.main(sys.argv[1:])
+"""
+
+
+def test_the_first_process_encodes_and_the_others_load_what_it_kept(tmp_path, small_vocabulary, root):
+    """With a cache that is not there yet, with one that is, and as one process does."""
+    write_task(tmp_path / "data", "race")
+    script = SimpleNamespace(__file__=str(tmp_path / "cached.py"))
+    Path(script.__file__).write_text(CACHED_RUN)
+
+    def line(desc):
+        return options(tmp_path, str(tmp_path / "data"), small_vocabulary, dataset="race", desc=desc, n_iter=1,
+                       n_embd=8, n_layer=1, cache_dir=str(tmp_path / "kept"))
+
+    for desc in ("first", "next"):
+        for err, status in start_two(script, line(desc), line(desc), tmp_path, PYTHONPATH=str(root)):
+            assert status == 0, err
+        assert (tmp_path / "encoded").read_text() == "0\n"
+    train.main(line("alone"))
+    logs = [read_log(tmp_path / "log" / f"{desc}.jsonl") for desc in ("first", "next", "alone")]
+    assert len({log[0]["data"] for log in logs}) == 1
+    for log in logs[1:]:
+        assert log[1]["va_cost"] == pytest.approx(logs[0][1]["va_cost"], rel=1e-5)
 
 
 @pytest.mark.parametrize("variables, message", [

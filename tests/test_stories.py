@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 import datasets
 from toy import stories
+from utils import run_script
 
 MANY = 10_000  # rows; an accuracy over as many has a standard deviation of half a point
 
@@ -187,6 +188,18 @@ def endings_alone(train, test):
 
 def test_an_ending_alone_tells_nothing(train_rows, test_rows):
     assert abs(endings_alone(train_rows, test_rows) - 0.5) < 0.02
+
+
+def test_fewer_topics_keep_to_the_first_of_the_table(tmp_path):
+    stories.main(["--data_dir", str(tmp_path), "--text", str(tmp_path / "text"), "--n_text", "300", "--n_cloze", "200",
+                  "--n_topics", "5"])
+    topics = [set(words(" ".join(itertools.chain(*kinds.values())))) for kinds in stories.read_topics().values()]
+    alone = [topic - set.union(*(other for other in topics if other is not topic)) for topic in topics]
+    for name in ("text", datasets.VALID_FILE, datasets.TEST_FILE):
+        found = set(words((tmp_path / name).read_text(encoding="utf-8")))
+        counts = [len(found & of_topic) for of_topic in alone]
+        assert min(counts[:5]) > 30 and max(counts[5:]) < 3, (name, counts)
+    assert run_script(stories.main, ["--text", str(tmp_path / "text"), "--n_topics", "1"]) == 2
 
 
 def test_an_ending_alone_tells_nothing_in_the_default_files(data_dir):

@@ -19,12 +19,12 @@ import train_t5
 from formats.errors import BadInput
 from formats.files import load_tensors
 from pretrain_t5 import learn_vocabulary
-from t5_pytorch import EOS, PAD
+from t5_pytorch import EOS, PAD, T5, T5_CONFIGS
 from tasks import t5_metrics
-from tasks.t5_tasks import TASKS, read_examples
+from tasks.t5_tasks import GLUE, TASKS, read_examples
 from tasks.text_pairs import METRICS, read_pairs
 from text_utils import SentencePieceEncoder
-from training import distributed, text_to_text
+from training import answering, choosing, distributed, text_to_text
 from training.mixing import MixedOrders, PackedOrders, epoch_length, packed, proportions
 from utils import Stopped, read_log, run_script
 
@@ -109,10 +109,11 @@ def test_updates_and_evaluations_are_counted_as_asked(setup):
     assert (setup.folder / "save" / "none" / "best_params").is_file()
 
 
-def test_a_mixture_is_resumed_exactly_where_it_stopped(setup, golden, monkeypatch):
+@pytest.mark.parametrize("select", [None, "each"])
+def test_a_mixture_is_resumed_exactly_where_it_stopped(setup, golden, monkeypatch, select):
     for name in ("cola", "cb"):
         write_files(golden, name, setup.folder)
-    common = dict(dataset="cola,cb", n_updates=9, eval_every=4, n_batch=2, n_gpu=1)
+    common = dict(dataset="cola,cb", n_updates=9, eval_every=4, n_batch=2, n_gpu=1, select=select)
     train_t5.main(setup(desc="whole", **common))
     lines = log_of(setup, "whole")
     assert list(lines[0])[2:-1] == ["va_cola_matthews_corrcoef", "va_cb_mean_3class_f1", "va_cb_accuracy"]
@@ -127,13 +128,16 @@ def test_a_mixture_is_resumed_exactly_where_it_stopped(setup, golden, monkeypatc
 
     monkeypatch.setattr(train_t5, "training_loss", stop_in_update_6)
     with pytest.raises((KeyboardInterrupt, Stopped)):
-        train_t5.main(setup(desc="parts", save_every=2, **common))
+        train_t5.main(setup(desc="parts", save_every=3, **common))  # the evaluation at 4 is done twice
     monkeypatch.undo()
-    train_t5.main(setup(desc="parts", resume=True, save_every=2, **common))
+    train_t5.main(setup(desc="parts", resume=True, save_every=3, **common))
     whole, parts = (load_tensors(setup.folder / "save" / desc / "checkpoint") for desc in ("whole", "parts"))
     assert whole["n_updates"] == parts["n_updates"] == 9
     assert all(torch.equal(p, parts["model"][name]) for name, p in whole["model"].items())
     assert [line | {"time": 0} for line in log_of(setup, "parts")] == [line | {"time": 0} for line in lines]
+    for name in ["best_params"] + ["best_params_cola", "best_params_cb"] * (select == "each"):
+        whole, parts = (load_tensors(setup.folder / "save" / desc / name) for desc in ("whole", "parts"))
+        assert all(torch.equal(p, parts[key]) for key, p in whole.items()), name
 
 
 def test_the_best_parameters_for_each_task_are_kept_and_predict_it(setup, golden, monkeypatch, capfd):
@@ -160,6 +164,14 @@ def test_the_best_parameters_for_each_task_are_kept_and_predict_it(setup, golden
     out = capfd.readouterr().out
     assert "cola matthews_corrcoef: 60.00 on validation after 4 updates" in out
     assert "cb mean_3class_f1: 70.00 on validation after 6 updates" in out
+
+
+def test_a_task_whose_metric_is_never_defined_is_predicted_with_its_first_parameters(setup, golden, monkeypatch):
+    for name in ("cola", "cb"):
+        write_files(golden, name, setup.folder)
+    monkeypatch.setattr(text_to_text, "score_sets", lambda *args: {"cola/matthews_corrcoef": None, "cb/accuracy": 1.0})
+    train_t5.main(setup(dataset="cola,cb", n_updates=2, eval_every=1, n_batch=2, n_gpu=1, select="each", submit=True))
+    assert (setup.folder / "submission" / "CoLA.tsv").is_file()
 
 
 def test_towers_equal_one_big_batch_though_targets_differ_in_length(setup):
@@ -202,7 +214,7 @@ def test_the_cloze_task_shows_its_stories(tmp_path, capsys):
                    "test"])
     (line,) = capsys.readouterr().out.splitlines()
     shown = json.loads(line)
-    assert shown["task"] == "rocstories" and shown["target"] in train_t5.TARGETS
+    assert shown["task"] == "rocstories" and shown["target"] in choosing.TARGETS
     assert re.fullmatch("rocstories choice1: .* choice2: .* sentence: .*", shown["input"])
 
 
@@ -284,17 +296,45 @@ def test_packed_rows_train_as_their_examples_do(setup):
 
 
 def test_reproducing_evaluates_as_released_then_fine_tunes(setup, golden, capfd):
-    for name in ("cola", "cb"):
+    """All of GLUE, by files as users get them, from random weights."""
+    for name in GLUE:
         write_files(golden, name, setup.folder)
     folder = setup.folder
     sizes = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
     train_t5_options = ["--from_scratch", *sizes, "--n_batch", "2", "--n_gpu", "1", "--decode_length", "4"]
-    reproduce.main(["--t5", "small", "--dataset", "cola,cb", "--data_dir", str(folder), "--model_dir",
-                    str(folder / "t5"), "--out", str(folder / "out"), "--n_updates", "3", "--", *train_t5_options])
-    out = capfd.readouterr().out
-    assert out.count("mean_3class_f1: 0.00 on validation after 0 updates; paper, small: 56.9 on test (table 14)") >= 1
-    assert [read_log(folder / "out" / "log" / f"{desc}.jsonl")[1]["n_updates"] for desc in ("released", "fine-tuned")
-            ] == [0, 3]
+
+    def run(out, *words):
+        reproduce.main(["--t5", "small", "--dataset", "glue", "--data_dir", str(folder), "--model_dir",
+                        str(folder / "t5"), "--out", str(folder / out), *words, "--", *train_t5_options])
+        return capfd.readouterr().out, sorted((folder / out / "log").iterdir())
+
+    out, logs = run("alone")
+    assert [path.stem for path in logs] == ["released"]
+    assert "released: small on glue, 0 updates" in out and "fine-tuned" not in out
+    assert "qqp f1: 0.00 on validation after 0 updates; paper, small: 70.0 on test (table 14)" in out
+    assert "rte accuracy: 0.00 on validation after 0 updates; paper, small: 69.9 on test (table 14)" in out
+    out, logs = run("both", "--n_updates", "3")
+    assert "fine-tuned: small on glue, 3 updates" in out and "mnli mismatched_accuracy: " in out
+    lines = [read_log(path)[1] for path in logs]
+    assert [(path.stem, line["n_updates"]) for path, line in zip(logs, lines, strict=True)] == [
+        ("fine-tuned", 3), ("released", 0)]
+    assert {key.split("_")[1] for key in lines[1] if key.startswith("va_")} >= set(GLUE)
+
+
+def test_published_numbers_go_by_the_model_s_sizes(setup, golden, capfd, monkeypatch):
+    write_files(golden, "cb", setup.folder)
+    train_t5.main(setup(dataset="cb", n_updates=0, analysis=True))
+    assert "paper" not in capfd.readouterr().out
+    tiny = T5_CONFIGS["base"] | dict(dim=18, d_ff=30, enc_heads=3, enc_dim_head=5, enc_depth=2, dec_depth=2)
+    monkeypatch.setitem(T5_CONFIGS, "base", tiny)
+    train_t5.main(setup(dataset="cb", n_updates=0, analysis=True))
+    assert "paper, base: 86.2 on test (table 14)" in capfd.readouterr().out
+    with torch.device("meta"):
+        for name, config in T5_CONFIGS.items():
+            if name in ("small", "v1_1-small", "v1_1-base", "large"):
+                assert text_to_text.released_size(T5(**config)) == name
+        for changes in (dict(feed_forward="gated-gelu"), dict(tie_logits=False), dict(d_ff=7), dict(dec_depth=5)):
+            assert text_to_text.released_size(T5(**T5_CONFIGS["small"] | changes)) is None
 
 
 def test_own_files_have_three_forms_and_templates(tmp_path):
@@ -327,7 +367,7 @@ def test_every_metric_of_own_data_works():
 
 def test_signs_the_vocabulary_lacks_are_counted_and_named(setup, capfd):
     encoder = SentencePieceEncoder.from_folder(str(setup.folder / "t5"))
-    assert text_to_text.unknown_signs(encoder, ["glad {", "low {~", "new"]) == (2, ["{", "~"])
+    assert answering.unknown_signs(encoder, ["glad {", "low {~", "new"]) == (2, ["{", "~"])
     with open(setup.folder / "train.tsv", "a", encoding="utf-8") as f:
         f.write("kind: {glad}\tgood\n")
     train_t5.main(setup(n_iter=1))
@@ -347,7 +387,7 @@ BAD = {
     "twice": (dict(dataset="glue,cola"), "cola is there 2 times"),
     "no train file": (dict(train_file=None), "needs --train_file"),
     "own option": (dict(dataset="cola", metric=["bleu"]), "--metric: goes with --dataset own"),
-    "of no use": (dict(dataset="rocstories", n_updates=3), "--n_updates, --decode_length: of no use"),
+    "of no use": (dict(dataset="rocstories", n_target=3), "--decode_length, --n_target: of no use"),
     "select": (dict(select="cola"), "--select is 'cola'"),
     "eval_every": (dict(eval_every=0), "--eval_every is 0"),
     "temperature": (dict(mixing_temperature=0), "--mixing_temperature is 0"),

@@ -17,6 +17,7 @@ from formats.files import load_tensors
 from pretrain_t5 import learn_vocabulary
 from t5_pytorch import EOS, PAD, T5, export_t5_model, shift_right
 from text_utils import SentencePieceEncoder
+from training import answering
 from utils import read_log, run_script
 
 SIZES = dict(d_model=18, d_ff=30, n_head=3, d_kv=5, n_layer=2)
@@ -31,7 +32,7 @@ def tiny(n_tokens=256, **changes):
 @pytest.fixture(scope="module")
 def vocabulary():
     """The bytes of a SentencePiece model that covers the stories of cloze_data."""
-    lines = [" ".join(row[1:7]) for row in rows(150)] + train_t5.cloze_texts([["a"], ["b"], ["c"]]) * 20
+    lines = [" ".join(row[1:7]) for row in rows(150)] + ["rocstories choice1: b choice2: c sentence: a"] * 20
     return learn_vocabulary(lines, 60)
 
 
@@ -99,16 +100,11 @@ def test_the_task_can_be_learned(setup):
     assert max(line["va_acc"] for line in read_log(setup.folder / "log" / "tiny.jsonl")[1:]) > 85
 
 
-def test_texts_have_the_form_of_the_paper_s_copa():
-    assert train_t5.cloze_texts((["Story."], ["One."], ["Two."], [0])) == [
-        "rocstories choice1: One. choice2: Two. sentence: Story."]
-
-
 @pytest.mark.parametrize("plain", [False, True])
 def test_log_probabilities_are_those_of_each_pair_alone(plain):
     model = tiny(n_tokens=50).eval()
-    src = train_t5.pad([[5, 6, 7, 8, EOS], [9, EOS], [4, 4, 3, EOS]])
-    candidates = train_t5.pad([[11, 12, EOS], [13, EOS]])
+    src = answering.pad([[5, 6, 7, 8, EOS], [9, EOS], [4, 4, 3, EOS]])
+    candidates = answering.pad([[11, 12, EOS], [13, EOS]])
     with torch.no_grad():
         got = train_t5.target_log_probs(Namespace(plain=plain), model, src, candidates)
         for i in range(3):

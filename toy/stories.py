@@ -19,6 +19,7 @@ the three by its checksum.
 """
 
 import csv
+import itertools
 import os
 import random
 import re
@@ -26,9 +27,9 @@ import sys
 import zlib
 from pathlib import Path
 
-from datasets import COLUMNS, TEST_FILE, VALID_FILE
 from formats.errors import BadInput
 from formats.files import write_atomically
+from tasks.story_cloze import COLUMNS, TEST_FILE, VALID_FILE
 from utils import OneLineParser, require_ranges, run_script
 
 NAMES = {
@@ -66,11 +67,11 @@ def read_topics():
 
 
 class Grammar:
-    """Draws stories and cloze rows; equal seeds give equal draws."""
+    """Draws stories and cloze rows of the first n_topics topics, None: of all; equal seeds give equal draws."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, n_topics=None):
         self.random = random.Random(seed)
-        self.topics = read_topics()
+        self.topics = dict(itertools.islice(read_topics().items(), n_topics))
 
     def phrase(self, phrases):
         """Draw one of the phrases and, in it, one of each [a|b]."""
@@ -112,7 +113,7 @@ class Grammar:
                 return sentences, good, person
 
     def cloze_row(self, part, number, answer):
-        """Draw one row in the order of datasets.COLUMNS; answer is 1 or 2."""
+        """Draw one row in the order of story_cloze.COLUMNS; answer is 1 or 2."""
         topic = self.topic()
         sentences, good, person = self.draw(part, topic)
         other, other_good = topic, not good
@@ -135,9 +136,9 @@ def part_of(sentences):
         zlib.crc32(" ".join(sentences).encode()) % 10]
 
 
-def unlabelled(n, seed):
-    """Return n distinct five-sentence stories in chapters, each story one string."""
-    grammar, stories = Grammar(f"text {seed}"), {}
+def unlabelled(n, seed, n_topics=None):
+    """Return n distinct five-sentence stories in chapters, each story one string; n_topics: see Grammar."""
+    grammar, stories = Grammar(f"text {seed}", n_topics), {}
     topic = grammar.topic()
     while len(stories) < n:
         if grammar.random.random() >= SAME_CHAPTER:
@@ -147,13 +148,13 @@ def unlabelled(n, seed):
     return list(stories)
 
 
-def cloze(n, seed, part="valid"):
-    """Return n rows in the order of datasets.COLUMNS with distinct beginnings; as many answers 1 as 2.
+def cloze(n, seed, part="valid", n_topics=None):
+    """Return n rows in the order of story_cloze.COLUMNS with distinct beginnings; as many answers 1 as 2.
 
     Args:
-        part: 'valid' or 'test'; rows of the two never share a story.
+        part: 'valid' or 'test'; rows of the two never share a story. n_topics: see Grammar.
     """
-    grammar = Grammar(f"{part} {seed}")
+    grammar = Grammar(f"{part} {seed}", n_topics)
     answers = [1, 2] * (n // 2) + [1] * (n % 2)
     grammar.random.shuffle(answers)
     rows = {}
@@ -178,7 +179,7 @@ def _first_rows(path):
         return []
 
 
-def write_data_dir(data_dir, n_valid_file=1871, n_test_file=1871, seed=7):
+def write_data_dir(data_dir, n_valid_file=1871, n_test_file=1871, seed=7, n_topics=None):
     """Write the two cloze files into a folder, under ROCStories' names.
 
     Raises:
@@ -188,14 +189,14 @@ def write_data_dir(data_dir, n_valid_file=1871, n_test_file=1871, seed=7):
         path = os.path.join(data_dir, name)
         if os.path.exists(path) and not any(row[0].startswith("toy-") for row in _first_rows(path)):
             raise BadInput(f"{path}: is there already and is no toy data; give another --data_dir")
-    write_cloze_csv(os.path.join(data_dir, VALID_FILE), cloze(n_valid_file, seed, "valid"))
-    write_cloze_csv(os.path.join(data_dir, TEST_FILE), cloze(n_test_file, seed, "test"))
+    write_cloze_csv(os.path.join(data_dir, VALID_FILE), cloze(n_valid_file, seed, "valid", n_topics))
+    write_cloze_csv(os.path.join(data_dir, TEST_FILE), cloze(n_test_file, seed, "test", n_topics))
 
 
-def write_text(path, n, seed):
+def write_text(path, n, seed, n_topics=None):
     """Write n unlabelled stories to a file, one a line."""
     with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
-        f.writelines(story + "\n" for story in unlabelled(n, seed))
+        f.writelines(story + "\n" for story in unlabelled(n, seed, n_topics))
 
 
 def main(argv=None):
@@ -205,15 +206,17 @@ def main(argv=None):
     p.add_argument("--text", help="file for the unlabelled stories")
     p.add_argument("--n_text", type=int, default=24000, help="unlabelled stories")
     p.add_argument("--n_cloze", type=int, default=1871, help="rows of each cloze file")
+    p.add_argument("--n_topics", type=int, help="topics of the stories (default: all); fewer are easier to learn")
     p.add_argument("--seed", type=int, default=7, help="fixes the draws")
     args = p.parse_args(argv)
     if not args.data_dir and not args.text:
         raise BadInput("nothing to do: give --data_dir, --text or both")
-    require_ranges(args, {"n_text": (1, 1_000_000), "n_cloze": (2, 100_000)})
+    require_ranges(args, {"n_text": (1, 1_000_000), "n_cloze": (2, 100_000)}
+                   | ({} if args.n_topics is None else {"n_topics": (2, len(read_topics()))}))
     if args.data_dir:
-        write_data_dir(args.data_dir, args.n_cloze, args.n_cloze, args.seed)
+        write_data_dir(args.data_dir, args.n_cloze, args.n_cloze, args.seed, args.n_topics)
     if args.text:
-        write_text(args.text, args.n_text, args.seed)
+        write_text(args.text, args.n_text, args.seed, args.n_topics)
 
 
 if __name__ == "__main__":

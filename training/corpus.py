@@ -6,6 +6,7 @@ What pretrain.py, pretrain_t5.py and generate.py share. Nothing here knows about
 import contextlib
 import glob
 import gzip
+import itertools
 import math
 import os
 import re
@@ -20,7 +21,7 @@ from text_utils import NEWLINE, split_words
 PART = 1 << 16  # characters; longer lines are cut
 
 
-def read_parts(paths, verbose=True):
+def read_parts(paths, verbose=True, every=1):
     """Yield the lines of plain text files that are not blank, long ones in parts that are cut at a blank.
 
     So a text of one line takes no more memory than one of many lines.
@@ -29,6 +30,7 @@ def read_parts(paths, verbose=True):
         paths: UTF-8 files, with or without a byte-order mark, packed by gzip or not; any line ends. See find_files
             for what else may stand for them.
         verbose: show a progress bar over the bytes.
+        every: yield the first of so many parts, and leave out the others.
     Yields:
         (part, ends_line): the text without blanks at its ends; whether the line ends with it.
     Raises:
@@ -37,9 +39,14 @@ def read_parts(paths, verbose=True):
     paths = find_files(paths)
     total = sum(map(os.path.getsize, paths))
     with progress.bar(total=total, unit="B", desc="read", show=verbose and is_first_process()) as bar:
-        for path in paths:
-            with _open(path, bar) as (f, counter):
-                yield from _parts(path, f, counter)
+        parts = itertools.chain.from_iterable(parts_of_file(path, bar) for path in paths)
+        yield from itertools.islice(parts, 0, None, every)
+
+
+def parts_of_file(path, bar):
+    """Yield what read_parts yields, of one file; bar: is told how many bytes were read."""
+    with _open(path, bar) as (f, counter):
+        yield from _parts(path, f, counter)
 
 
 @contextlib.contextmanager
@@ -123,16 +130,16 @@ def _check(path, number, position, text):
         raise BadInput(f"{path}: line {number} holds a NUL byte; expected a plain text file in UTF-8")
 
 
-def read_words(tokenizer, paths, verbose=True):
+def read_words(tokenizer, paths, verbose=True, every=1):
     """Yield the words of text files as TextEncoder has them, a list for each part of read_parts.
 
     A line break that is not in a blank line is a word as well. All that pre-trains a GPT or measures its perplexity
     reads text in this way.
 
     Args:
-        tokenizer: see formats.words.english_tokenizer. paths, verbose: see read_parts.
+        tokenizer: see formats.words.english_tokenizer. paths, verbose, every: see read_parts.
     """
-    for part, ends_line in read_parts(paths, verbose):
+    for part, ends_line in read_parts(paths, verbose, every):
         yield split_words(tokenizer, part) + [NEWLINE] * ends_line
 
 
@@ -191,17 +198,34 @@ def hold_out(sequences, share, others=None):
     return sequences[:-n_held], sequences[-n_held:]
 
 
-def count_repeated(train, held_out, chunk=1 << 20):
-    """Return how many of the sequences held_out [m, length] stand in train [n, length] too, wherever they begin there.
+def pieces_of(sequences, overlap=0, size=1 << 20, first=0, every=1):
+    """Yield the ids of sequences [n, length], one after another, in arrays that begin `size` ids apart.
+
+    Args:
+        sequences: an array, or token_files.Rows.
+        overlap: ids of the next piece that stand at the end of a piece too.
+        first, every: yield the piece of this number, and each `every`-th after it.
+    """
+    ids = sequences.ravel()
+    for start in range(first * size, len(ids), every * size):
+        yield ids[start:start + size + overlap]
+
+
+def find_repeated(train, held_out, rank=0, n_ranks=1, size=1 << 20, verbose=False):
+    """Return bool [m]: which of the sequences held_out [m, length] stand in train [n, length] too, wherever they begin.
 
     Sequences are compared by a number of 64 bits, the sum of x[i] * r^i modulo 2^64 with a random number x[i] for each
-    token. Of a window of the text it is the difference of two running sums, so that every window costs the same.
+    token. Of a window of the text it is the difference of two running sums, so that every window costs the same. Few
+    windows begin with the 24 bits of a sequence that is looked for; the others need no search.
+
+    Args:
+        train, held_out: see pieces_of.
+        rank, n_ranks: look through the pieces rank, rank + n_ranks, rank + 2 * n_ranks ... of train alone.
+        size: ids of a piece. verbose: show a progress bar.
     """
-    length, text = held_out.shape[1], np.ravel(train)
-    if len(text) < length:
-        return 0
+    length = held_out.shape[1]
     rng = np.random.default_rng(0)
-    n_tokens = 1 + max(int(text.max()), int(held_out.max()))
+    n_tokens = 1 + max(int(piece.max()) for sequences in (train, held_out) for piece in pieces_of(sequences))
     x = rng.integers(1 << 64, size=n_tokens, dtype=np.uint64)
     r = int(rng.integers(1 << 62)) * 2 + 1
     inverse = pow(r, -1, 1 << 64)
@@ -211,24 +235,29 @@ def count_repeated(train, held_out, chunk=1 << 20):
         factors[0] = 1
         return np.cumprod(factors, dtype=np.uint64)
 
-    wanted = (x[held_out] * powers(r, length)).sum(1, dtype=np.uint64)
+    weights = powers(r, length)
+    wanted = np.concatenate([(x[held_out[i:i + 1000]] * weights).sum(1, dtype=np.uint64)
+                             for i in range(0, len(held_out), 1000)])
+    begins = np.zeros(1 << 24, dtype=bool)
+    begins[wanted >> np.uint64(40)] = True
     found = np.zeros(len(wanted), dtype=bool)
-    rising, falling = powers(r, chunk + length - 1), powers(inverse, chunk)
-    for start in range(0, len(text) - length + 1, chunk):
-        part = text[start:start + chunk + length - 1]
-        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(x[part] * rising[:len(part)], dtype=np.uint64)])
-        windows = (sums[length:] - sums[:-length]) * falling[:len(part) - length + 1]
-        found |= np.isin(wanted, windows)
-    return int(found.sum())
+    rising, falling = powers(r, size + length - 1), powers(inverse, size)
+    with progress.bar(total=train.size, unit="token", desc="compare", show=verbose) as bar:
+        for piece in pieces_of(train, length - 1, size, rank, n_ranks):
+            sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(x[piece] * rising[:len(piece)], dtype=np.uint64)])
+            windows = (sums[length:] - sums[:-length]) * falling[:max(len(piece) - length + 1, 0)]
+            found |= np.isin(wanted, windows[begins[windows >> np.uint64(40)]])
+            bar.update(min(size, len(piece)) * n_ranks)
+    return found
 
 
 def unigram_perplexity(train, targets, n_vocab):
     """Return the perplexity of `targets` when each token is predicted by its frequency in `train` plus one.
 
     Args:
-        train, targets: int arrays of ids. n_vocab: how many there are.
+        train: see pieces_of. targets: int array of ids. n_vocab: how many there are.
     """
-    counts = np.bincount(np.ravel(train), minlength=n_vocab) + 1.0
+    counts = 1.0 + sum(np.bincount(piece, minlength=n_vocab) for piece in pieces_of(train))
     return float(np.exp(-np.log(counts / counts.sum())[targets].mean()))
 
 

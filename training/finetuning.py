@@ -7,23 +7,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import datasets
 from formats import progress
 from formats.errors import BadInput
 from formats.files import write_atomically
 from loss import mean_task_loss, task_losses
-from tasks import metrics, scores, submissions
+from tasks import metrics, scores, story_cloze, submissions
 from training import loop, sharding
 from utils import read_log
 
 # of train_t5.py, as train.py has all of gpt_tasks.GPT_TASKS:
 # name -> (reader of data_dir, name of the submission file); analysis.REPORTS has a report on each
-DATASETS = {"rocstories": (datasets.rocstories, "ROCStories.tsv")}
+DATASETS = {"rocstories": (story_cloze.rocstories, "ROCStories.tsv")}
 
 
 def add_submission_options(data):
     """Add what is done with the predictions to a group of options."""
-    data.add_argument("--submission_dir", default="submission/", help="folder for the predictions on the test file")
+    data.add_argument("--submission_dir", default="submission/", help="folder for the predictions on the test "
+                      "file; a folder of its own for each run, as the names of the files are fixed")
     data.add_argument("--submit", action="store_true", help="predict the test file with the best parameters")
     data.add_argument("--analysis", action="store_true", help="print the accuracies (needs --submit)")
 
@@ -46,17 +46,17 @@ def read_splits(args):
         raise BadInput(re.sub("^n_valid ", "--n_valid ", str(error))) from None
 
 
-def choose(logits_of, n_examples, n_choices, n_batch, world, verbose=False):
+def choose(logits_of, n_examples, n_choices, n_batch, world, verbose=False, desc=None):
     """Return float32 [n_examples, n_choices], a logit for every choice of every example.
 
     Args:
         logits_of: function of a slice of example numbers returning [n, n_choices] logits.
         n_batch: examples at a time. The batches are shared out among the processes.
-        verbose: show a progress bar.
+        verbose: show a progress bar. desc: what it is called.
     """
     logits = torch.zeros(n_examples, n_choices, device=world.device)
     starts = world.share(range(0, n_examples, n_batch))
-    for start, counts in progress.bar(starts, unit="batch", show=verbose and world.is_first):
+    for start, counts in progress.bar(starts, unit="batch", desc=desc, show=verbose and world.is_first):
         rows = slice(start, min(start + n_batch, n_examples))
         found = logits_of(rows).float()
         if counts:
@@ -71,11 +71,12 @@ def cost_and_accuracy(logits, labels):
     return cost, 100 * ((logits.argmax(1) == labels).sum().item() / max(len(labels), 1))  # not every device has float64
 
 
-def cost_and_metrics(task, logits, examples):
+def cost_and_metrics(task, logits, examples, apart=True):
     """Return (mean cost per example in nats, {metric: percent}) of logits [n, c].
 
     Args:
         task: see gpt_tasks.Task. examples: the n Examples.
+        apart: also the first metric of each of the task's groups, as <metric>_<group>.
     """
     y = torch.as_tensor(examples.targets(np.arange(len(logits))), device=logits.device)
     cost = mean_task_loss(task_losses(logits, y), y).item()
@@ -83,7 +84,37 @@ def cost_and_metrics(task, logits, examples):
         predictions = logits.argmax(1)
     else:
         predictions = scores.expected(logits, task.score_range[0])
-    return cost, metrics.of(task.metrics, predictions.cpu().numpy(), examples.labels[:len(logits)])
+    predictions, labels = predictions.cpu().numpy(), examples.labels[:len(logits)]
+    found = metrics.of(task.metrics, predictions, labels)
+    if apart:
+        found |= metrics.by_group(task.metrics[0], task.groups, examples.groups, predictions, labels)
+    return cost, found
+
+
+def make_task_evaluation(args, task, splits, logits_of):
+    """Return the function that loop.train calls to evaluate a run of train.py: what it logs, and the score.
+
+    Logged are tr_cost and tr_<metric> of the first n_valid training examples, va_cost and va_<metric> of valid, and
+    with a part's name behind them (va_acc_high) those of the task's groups and of other validation splits: MNLI's
+    mismatched one. The score is the first metric on valid.
+
+    Args:
+        task: see gpt_tasks.Task. splits: {name: Examples}.
+        logits_of: function of {name in splits: n} that returns {name: [n, c] logits of its first n examples}.
+    """
+    numbers = {"train": min(args.n_valid, len(splits["train"]))}
+    numbers |= {name: len(examples) for name, examples in splits.items() if name.startswith("valid")}
+
+    def evaluate():
+        values = {}
+        for name, logits in logits_of(numbers).items():
+            part = name.removeprefix("valid").removeprefix("train")  # '', or '_mismatched'
+            kind = "tr" if name == "train" else "va"
+            cost, found = cost_and_metrics(task, logits, splits[name], apart=name == "valid")
+            values |= {f"{kind}_{key}{part}": value for key, value in ({"cost": cost} | found).items()}
+        return values, values[f"va_{task.metrics[0]}"]
+
+    return evaluate
 
 
 def make_evaluation(args, logits_of_split, train_labels, valid_labels):
@@ -138,30 +169,34 @@ def finish(args, model, encoder, world, test_logits, test_labels):
                         submission=path)
 
 
-def finish_task(args, task, splits, model, encoder, world, logits_of_split):
+def finish_task(args, task, splits, model, encoder, world, logits_of):
     """End a run of train.py: as finish, for any task and all of its test splits.
 
+    What was measured on validation stands in the log and is not computed again.
+
     Args:
-        task: see gpt_tasks.Task. splits: {name: Examples}.
-        logits_of_split: function of a name in splits returning [n, c] logits.
+        task: see gpt_tasks.Task. splits: {name: Examples}. logits_of: see make_task_evaluation.
     Returns:
-        see loop.Outcome; its accuracies are the task's first metric, for 'test' only where the split has labels.
+        see loop.Outcome; its accuracies are the task's first metric, for 'test' only where the split has labels, and
+        the same of parts: 'test_high', 'valid_mismatched'.
     """
     load_best(args, model, world)
-    lines, first = read_log(loop.paths(args)["log"]) if world.is_first else [], f"va_{task.metrics[0]}"
-    found = [line[first] for line in lines if isinstance(line, dict) and first in line]
-    values, written = {"valid": max(found)} if found else {}, {}
-    for split, name in (task.submission if args.submit else {}).items():
-        if split not in splits:
-            continue
-        logits, path = logits_of_split(split), os.path.join(args.submission_dir, name)
+    first, values, written = task.metrics[0], {}, {}
+    lines = read_log(loop.paths(args)["log"]) if world.is_first else []
+    if lines := [line for line in lines if isinstance(line, dict) and f"va_{first}" in line]:
+        values = _of_parts("valid", f"va_{first}", max(lines, key=lambda line: line[f"va_{first}"]))
+    tests = {split: name for split, name in task.submission.items() if args.submit and split in splits}
+    for split, logits in logits_of({split: len(splits[split]) for split in tests}).items():
+        written[split] = os.path.join(args.submission_dir, tests[split])
         if world.is_first:
-            submissions.write_submission(path, task, splits[split], logits)
-        written[split] = path
+            submissions.write_submission(written[split], task, splits[split], logits)
         if split == "test" and splits[split].labels is not None:
-            values["test"] = cost_and_metrics(task, logits, splits[split])[1][task.metrics[0]]
-    for split in splits:
-        if args.submit and split.startswith("valid_"):  # MNLI's other one
-            values[split] = cost_and_metrics(task, logits_of_split(split), splits[split])[1][task.metrics[0]]
+            values |= _of_parts("test", first, cost_and_metrics(task, logits, splits[split])[1])
     more = {"submission": written["test"]} if "test" in written else {}
     return loop.outcome(args, model, encoder, world, values, **more)
+
+
+def _of_parts(split, first, found):
+    """Return {'valid': percent, 'valid_high': percent, ...} of {'va_acc': percent, 'va_acc_high': percent, ...}."""
+    return {name.replace(first, split, 1): value for name, value in found.items()
+            if name == first or name.startswith(f"{first}_")}

@@ -25,15 +25,18 @@ from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_block
 from formats import progress
 from formats.errors import BadInput, warn
 from formats.files import load_tensors, make_path, remove_leftovers, save_tensors, write_bytes
-from training import sharding
+from training import kept, sharding
 from training.precision import autocast, one_update
 from utils import ResultLogger, Stopped, read_log
 
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
 FREE_ON_RESUME = {"resume", "submit", "analysis", "save_every", "device", "log_dir", "save_dir", "submission_dir",
                   "data_dir", "model_dir", "encoder_path", "bpe_path", "out", "text", "valid_text", "compile",
-                  "train_file", "valid_file", "test_file", "cache_dir", "show", "show_split",
+                  "train_file", "valid_file", "test_file", "cache_dir", "token_dir", "show", "show_split",
                   "checkpoint_activations", "dry_run"}
+
+# What older checkpoints do not note, and had
+BEFORE = {"architecture": "transformer", "n_unit": None, "keep_at": None, "shard": False}
 
 # What a checkpoint notes besides the options -> what is said where it differs
 FROM_DATA = {"data": "the training and validation data are not those of then",
@@ -52,7 +55,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         accuracies: {'valid': best validation accuracy, 'test': test accuracy, with --submit}, in percent; empty for
-            pre-training. Of a task that is judged otherwise: its first metric, which heads repr too.
+            pre-training. Of a task that is judged otherwise: its first metric, which heads repr too. Parts of the data
+            that are told apart follow: 'valid_mismatched', 'test_high'.
         log: a pandas.DataFrame, one row for each evaluation, its columns those of the log; None in the processes
             other than the first.
         paths: {'log', 'best', 'checkpoint', and 'submission' or 'model_dir' where there is one: path}.
@@ -68,7 +72,9 @@ class Outcome(NamedTuple):
 
     def __repr__(self):
         logged = [] if self.log is None else [name.removeprefix("va_") for name in self.log if name.startswith("va_")]
-        metric = next((name for name in logged if name not in ("cost", "acc", "ppl")), "accuracy")
+        of_parts = tuple(f"{name}_" for name in logged)  # acc_high is of a part of the examples
+        metric = next((name for name in logged if name not in ("cost", "acc", "ppl")
+                       and not name.startswith(of_parts)), "accuracy")
         parts = [f"{name} {metric} {value:.2f} %" for name, value in self.accuracies.items()]
         if self.log is not None and len(self.log):
             last = self.log.iloc[-1]
@@ -132,10 +138,13 @@ def draw_orders(n_iter, n_train):
 
 
 class SeededOrders:
-    """A shuffled order for each epoch, drawn when it is asked for: for data sets of millions of examples.
+    """A shuffled order for each epoch, made when it is asked for: for data sets of millions of examples.
 
-    orders[epoch] is an int64 array of the numbers 0 .. n_train - 1.
+    orders[epoch] is an int64 array of the numbers 0 .. n_train - 1; of more than `drawn` examples a Shuffled, which
+    takes no memory.
     """
+
+    drawn = 1 << 20
 
     def __init__(self, seed, n_iter, n_train):
         self.seed, self.n_iter, self.n_train = seed, n_iter, n_train
@@ -144,7 +153,42 @@ class SeededOrders:
         return self.n_iter
 
     def __getitem__(self, epoch):
-        return np.random.default_rng([self.seed, epoch]).permutation(self.n_train)
+        rng = np.random.default_rng([self.seed, epoch])
+        return rng.permutation(self.n_train) if self.n_train <= self.drawn else Shuffled(rng, self.n_train)
+
+
+class Shuffled:
+    """The numbers 0 .. n - 1 in a random order that is computed, and kept nowhere: a slice of it is an int64 array.
+
+    A Feistel network (Luby and Rackoff 1988) permutes the numbers of an even count of bits: the right half goes to the
+    left, and a random function of it changes the other half. A number of n or more goes through it again, until it is
+    below n.
+
+    Args:
+        rng: draws the keys of the rounds.
+    """
+
+    def __init__(self, rng, n):
+        self.n, self.half = n, np.uint64(max(1, math.ceil((n - 1).bit_length() / 2)))
+        self.keys = rng.integers(1 << 64, size=6, dtype=np.uint64)
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, places):
+        numbers = self._permuted(np.arange(*places.indices(self.n), dtype=np.uint64))
+        while len(outside := np.nonzero(numbers >= self.n)[0]):
+            numbers[outside] = self._permuted(numbers[outside])
+        return numbers.astype(np.int64)
+
+    def _permuted(self, numbers):
+        mask = (np.uint64(1) << self.half) - np.uint64(1)
+        left, right = numbers >> self.half, numbers & mask
+        for key in self.keys:
+            mixed = (right + key) * np.uint64(0x9E3779B97F4A7C15)  # 2^64 by the golden ratio: spreads all bits
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+        return (left << self.half) | right
 
 
 def updates_per_epoch(n_train, args):
@@ -171,7 +215,7 @@ def load_checkpoint(path, model, optimizer, options, world):
     """
     saved = load_tensors(path)
     try:
-        theirs = {"shard": False, **saved["options"]}  # which older checkpoints do not have
+        theirs = BEFORE | saved["options"]
         differ = [f"--{name} {theirs.get(name)!r} then, {value!r} now" for name, value in options.items()
                   if name not in FREE_ON_RESUME and name not in FROM_DATA and theirs.get(name) != value]
         # a checkpoint of before they were noted has some of them not
@@ -221,7 +265,7 @@ def fingerprint_of(model):
 
 
 def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint=0, vocabulary=0, files=None,
-          n_updates=None, eval_every=None):
+          n_updates=None, eval_every=None, keep_at=()):
     """Train for args.n_iter epochs, or for n_updates; log, keep the best parameters, write checkpoints.
 
     Every update takes n_gpu towers of n_batch examples; the towers are shared out among the processes, a process
@@ -240,6 +284,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
         files: {name: bytes} of what belongs to the run and is kept in its folder, written when all is checked.
         n_updates: updates in all, at most those of the epochs; None: all of them. 0: evaluate, as it stands.
         eval_every: evaluate after so many updates, and at the end, and at no other time.
+        keep_at: numbers of the updates after which the parameters are kept, see training/kept.py.
     Raises:
         BadInput: the loss is not finite, a file cannot be written, a checkpoint does not fit, or the processes have
             other data or parameters.
@@ -277,6 +322,8 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
                 if path == file["best"]:
                     warn(f"{path}: of an earlier run called {args.desc}; it is kept as {path}.previous, and the log "
                          "begins anew")
+        if not resumed:
+            kept.move_away(os.path.dirname(file["checkpoint"]))
         for name, data in (files or {}).items():
             write_bytes(os.path.join(os.path.dirname(file["checkpoint"]), name), data)
         keep = (lambda line: line.get("n_updates", 0) <= state["n_updates"]) if resumed else None
@@ -286,8 +333,11 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
                   else f"no checkpoint at {file['checkpoint']}: starting from the beginning")
     n_batch_train, begin = args.n_batch * args.n_gpu, state["n_updates"]
 
-    def save_checkpoint():
+    def require_finite_parameters():
         require_finite(sharding.size_of(model, world))
+
+    def save_checkpoint():
+        require_finite_parameters()
         if world.is_first:
             remove_leftovers(file["checkpoint"])
         if args.shard:
@@ -363,6 +413,11 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
+            if state["n_updates"] in keep_at:  # before the checkpoint, so that none is missing after a resumption
+                require_finite_parameters()
+                parameters = sharding.parameters_of(model, world)
+                if world.is_first:
+                    kept.save_kept(os.path.dirname(file["checkpoint"]), state["n_updates"], parameters, options)
             thousands, rest = divmod(state["n_updates"], 1000)
             epoch_ends, ends = state["n_updates"] % per_epoch == 0, state["n_updates"] == total
             state["n_epochs"] += epoch_ends

@@ -6,6 +6,7 @@ A script calls the add_ functions it needs, then require_ranges with the ranges 
 import os
 import sys
 
+from ablations.lstm import ARCHITECTURES, N_UNIT
 from fast.blas import forced_library
 from fast.rates import say_where_bf16_is_slow
 from formats.errors import BadInput
@@ -23,6 +24,10 @@ RUN_RANGES = {"n_iter": (1, None), "n_batch": (1, None), "n_gpu": (1, None), "se
 ADAM_RANGES = {"lr": (0, None), "l2": (0, None), "b1": BELOW_ONE, "b2": BELOW_ONE, "e": (0, None)}
 GPT_SIZE_RANGES = {"n_embd": (1, None), "n_head": (1, None), "n_layer": (1, None), "embd_pdrop": BELOW_ONE,
                    "attn_pdrop": BELOW_ONE, "resid_pdrop": BELOW_ONE}
+
+# what an LSTM has no use for: option -> values that are let pass, its default among them
+LSTM_HAS_NOT = {"n_head": (12,), "n_layer": (12, 1), "afn": ("gelu",), "attn_pdrop": (0.1, 0)}
+ALL_LAYERS = 12  # the default of --n_transfer
 
 # option of the T5 scripts -> arguments of T5 it sets, for a model of one's own size
 T5_SIZES = {"d_model": ("dim",), "d_ff": ("d_ff",), "n_head": ("enc_heads", "dec_heads"),
@@ -109,6 +114,8 @@ def check_run_options(args, world):
     if sys.platform == "win32" and set(args.desc) & set(WINDOWS_HAS_NOT):
         raise BadInput(f"--desc is {args.desc!r}, but Windows has no files with any of {WINDOWS_HAS_NOT} in their "
                        "names; give another name")
+    if args.shard and getattr(args, "architecture", "transformer") != "transformer":
+        raise BadInput(f"--shard does not go with --architecture {args.architecture}: leave out one of them")
     for option in ("shard", "checkpoint_activations"):
         if args.compile and getattr(args, option):
             raise BadInput(f"--{option} and --compile do not go together: leave out one of them")
@@ -130,19 +137,48 @@ def add_adam_options(parser, lr, lr_schedule):
 
 
 def add_gpt_size_options(group):
-    """Add sizes, activation and dropouts of a GPT."""
+    """Add architecture, sizes, activation and dropouts of a GPT; see settle_architecture."""
+    group.add_argument("--architecture", choices=ARCHITECTURES, default=ARCHITECTURES[0],
+                       help="lstm: one layer of an LSTM in the place of the blocks, the paper's ablation")
+    group.add_argument("--n_unit", type=int, help=f"units of the LSTM (default: {N_UNIT:,})")
     group.add_argument("--n_embd", type=int, default=768, help="width of the hidden states")
     group.add_argument("--n_head", type=int, default=12, help="attention heads")
-    group.add_argument("--n_layer", type=int, default=12, help="blocks")
+    group.add_argument("--n_layer", type=int, default=12, help="blocks; of an LSTM 1")
     group.add_argument("--afn", choices=tuple(ACT_FNS), default="gelu", help="activation function")
     for part, where in (("embd", "entries of the embedding matrix"), ("attn", "attention weights"),
                         ("resid", "outputs of attention and MLP")):
         group.add_argument(f"--{part}_pdrop", type=float, default=0.1, help=f"dropout probability of {where}")
 
 
+def settle_architecture(args):
+    """Give the options of add_gpt_size_options, and n_transfer where there is one, the values that they mean together.
+
+    An LSTM has one layer, and runs as plain text: fast/ does not know it.
+
+    Raises:
+        BadInput: an option that the architecture has no use for, naming it.
+    """
+    if args.architecture == "transformer":
+        if args.n_unit is not None:
+            raise BadInput(f"--n_unit is {args.n_unit}, but it is for an LSTM: give --architecture lstm too")
+        return
+    for name, values in LSTM_HAS_NOT.items():
+        if getattr(args, name) not in values:
+            raise BadInput(f"--{name} is {getattr(args, name)}, but an LSTM has one layer and no attention; leave it "
+                           "out")
+    if args.compile:
+        raise BadInput("--compile is for the Transformer's blocks; leave it out for an LSTM")
+    args.n_unit = N_UNIT if args.n_unit is None else args.n_unit
+    args.n_layer, args.plain = 1, True
+    if getattr(args, "n_transfer", None) == ALL_LAYERS:
+        args.n_transfer = 1
+
+
 def check_gpt_sizes(args):
     """Raise BadInput where n_head does not divide n_embd."""
-    if args.n_embd % args.n_head:
+    if args.architecture == "lstm":
+        require_ranges(args, {"n_unit": (1, None)})
+    elif args.n_embd % args.n_head:
         raise BadInput(f"--n_head is {args.n_head}, which does not divide --n_embd {args.n_embd}")
 
 

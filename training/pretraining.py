@@ -1,12 +1,18 @@
 """What pretrain.py and pretrain_t5.py share besides the loop: where the model goes, evaluation, the ending."""
 
 import os
+import shutil
 import zlib
 
+import numpy as np
 import torch
 
+from formats import locks
 from formats.errors import BadInput, MissingInput, warn
-from training import corpus, loop, runs, sharding
+from formats.files import make_path
+from training import corpus, kept, loop, runs, sharding, token_files
+
+LARGE = 200_000_000  # bytes of text; more of it is encoded on the disk
 
 
 def add_corpus_options(parser, what_is_kept):
@@ -17,6 +23,11 @@ def add_corpus_options(parser, what_is_kept):
     data.add_argument("--held_out", type=float, default=0.01, help="share of the text, its end, for evaluation")
     data.add_argument("--valid_text", nargs="+", metavar="FILE",
                       help="evaluate on this text, and train on all of --text; the vocabulary is learned from --text")
+    data.add_argument("--token_dir", metavar="DIR",
+                      help="encode the text into files in this folder, once and by all cores; a run that was stopped "
+                           f"goes on there (default: in memory up to {LARGE // 1_000_000} MB of text, above it tokens/ "
+                           "in the folder of the run)")
+    kept.add_keep_option(data)
     model = parser.add_argument_group("the model")
     model.add_argument("--model_dir", required=True, help="folder to write the model to")
     model.add_argument("--init_dir", help=f"folder of a model to start from; {what_is_kept}")
@@ -34,6 +45,7 @@ def check_corpus_options(args, names):
     Raises:
         MissingInput, BadInput: naming the file.
     """
+    kept.check_keep_option(args)
     corpus.find_files([*args.text, *(args.valid_text or [])])
     continues = args.resume and os.path.isfile(loop.paths(args)["checkpoint"])
     taken = [name for name in names if os.path.exists(os.path.join(args.model_dir, name))]
@@ -46,12 +58,62 @@ def hold_out(args, ids, valid_ids, length):
     """Return the sequences to train on and those held out, each int32 [n, length].
 
     Args:
-        ids, valid_ids: int32 [tokens] of --text and --valid_text; valid_ids None: the end of --text is held out.
+        ids, valid_ids: int32 [tokens] or a TokenFile, of --text and --valid_text; valid_ids None: the end of --text is
+            held out. Of a TokenFile the sequences to train on are token_files.Rows.
     Raises:
         BadInput: see corpus.hold_out.
     """
-    others = None if valid_ids is None else corpus.cut_sequences(valid_ids, length)
-    return corpus.hold_out(corpus.cut_sequences(ids, length), args.held_out, others)
+    def cut(ids):
+        return ids.cut(length) if isinstance(ids, token_files.TokenFile) else corpus.cut_sequences(ids, length)
+
+    train, held_out = corpus.hold_out(cut(ids), args.held_out, None if valid_ids is None else cut(valid_ids))
+    return train, np.asarray(held_out)
+
+
+def is_on_disk(args):
+    """Whether the text becomes files of ids, as --token_dir is given or there is much of it."""
+    return args.token_dir is not None or token_files.n_bytes(args.text) > LARGE
+
+
+def encode_on_disk(args, world, folder, make_vocabulary, read_encoder, settings, line_end=None):
+    """Encode --text and --valid_text into --token_dir, or find them there; the first process does it, the others wait.
+
+    Args:
+        folder: the vocabulary is copied there.
+        make_vocabulary: function of a folder; writes the files of the vocabulary there.
+        read_encoder: function of that folder returning the encoder.
+        settings: JSON values that the vocabulary and the ids follow from, besides the text.
+        line_end: function of the encoder returning the id of the end of a line, or None where it has none.
+    Returns:
+        encoder; TokenFile of --text; TokenFile of --valid_text or None.
+    Raises:
+        BadInput, MissingInput: see token_files.encode and wait_for.
+    """
+    within = args.token_dir or os.path.join(args.save_dir, args.desc, "tokens")
+    place = token_files.folder_of(within, args.text, settings)
+    texts = {"text": (place, args.text)}
+    if args.valid_text:
+        of_both = settings, os.path.basename(place)  # a vocabulary is learned from --text
+        texts["valid"] = token_files.folder_of(within, args.valid_text, *of_both), args.valid_text
+    vocabulary = os.path.join(place, "vocabulary")
+    if not world.is_first:
+        token_files.wait_for(place, "text")
+    elif not os.path.isdir(vocabulary):
+        make_path(vocabulary)
+        with locks.locked(place, "wait until it ends: what it makes is used then"):
+            shutil.rmtree(vocabulary + ".tmp", ignore_errors=True)
+            os.mkdir(vocabulary + ".tmp")
+            make_vocabulary(vocabulary + ".tmp")
+            os.replace(vocabulary + ".tmp", vocabulary)
+    shutil.copytree(vocabulary, folder, dirs_exist_ok=True)
+    encoder = read_encoder(folder)
+    for name, (place, paths) in texts.items():
+        if world.is_first:
+            token_files.encode(place, name, paths, encoder, len(encoder), line_end(encoder) if line_end else None)
+        else:
+            token_files.wait_for(place, name)
+    found = {name: token_files.load(place, name) for name, (place, _) in texts.items()}
+    return encoder, found["text"], found.get("valid")
 
 
 def mean_cost(arrays, batch_cost, n_tokens, args, world):
@@ -121,14 +183,20 @@ def train(args, model, optimizer, train_part, held_out, tower_loss, evaluate, wo
         vocabulary: {name: bytes} of its files, which are kept in the folder of the run.
         The others are those of loop.train.
     """
-    repeated = corpus.count_repeated(train_part, held_out) if world.is_first else 0
+    found = corpus.find_repeated(train_part, held_out, world.rank, world.size, verbose=world.is_first)
+    repeated = torch.count_nonzero(world.sum(torch.as_tensor(found, dtype=torch.float32, device=world.device))).item()
     if repeated:
         warn(f"{repeated:,} of the {len(held_out):,} held-out sequences also stand in the text to train on; their "
              "perplexity tells what the model remembers, not what it has learned")
-    fingerprint = zlib.crc32(held_out.tobytes(), zlib.crc32(train_part.tobytes()))
+    fingerprint = 0
+    for sequences in (train_part, held_out):
+        for piece in corpus.pieces_of(sequences):
+            fingerprint = zlib.crc32(np.ascontiguousarray(piece), fingerprint)
     orders = loop.SeededOrders(args.seed, args.n_iter, len(train_part))
+    keep_at = kept.updates_to_keep(args.keep_at, loop.updates_per_epoch(len(train_part), args) * args.n_iter)
     loop.train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerprint,
-               vocabulary=zlib.crc32(b"".join(vocabulary.values())), files=vocabulary)
+               vocabulary=zlib.crc32(b"".join(vocabulary.values())), files=vocabulary,
+               keep_at=keep_at)
     world.wait()  # the first process has written the best parameters
     sharding.load_parameters(model, loop.paths(args)["best"], world)
 

@@ -9,6 +9,7 @@ from fast.devices import without_cudnn_attention
 from formats.errors import BadInput, MissingInput
 from formats.files import load_tensors, make_path
 from formats.locks import locked
+from formats.mapped import load_state_dict
 from training import loop, sharding
 from utils import Stopped
 
@@ -119,7 +120,7 @@ def _read(path, of_folder=sharding.read_parameters):
 
     of_folder: what reads the parameters of a checkpoint of --shard, which are in a folder beside it.
     """
-    saved = load_tensors(path)
+    saved = load_tensors(path, mapped=True)
     if isinstance(saved, dict) and "folder" in saved:
         return Start(path, of_folder(path, saved), saved["options"])
     if isinstance(saved, dict) and isinstance(saved.get("model"), dict) and isinstance(saved.get("options"), dict):
@@ -159,7 +160,7 @@ def load(model, start, vocabulary, verbose=True):
         raise BadInput(f"{start.path}: its run had another vocabulary, and its parameters mean nothing with this one; "
                        "give that vocabulary")
     try:
-        model.load_state_dict(start.parameters)
+        load_state_dict(model, start.parameters)
     except (RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split("\n")[1:2]).strip()[:200] or str(error)[:200]
         raise BadInput(f"{start.path}: does not fit the model that the options describe ({reason}); give the sizes of "

@@ -10,40 +10,42 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-import fast.t5
-import t5_decoding
-from formats import progress
 from formats.errors import BadInput, warn
 from formats.files import save_tensors
-from t5_pytorch import EOS, PAD
+from t5_pytorch import T5_CONFIGS
 from tasks import t5_metrics
 from tasks.t5_published import PUBLISHED, SIZES
 from tasks.t5_submission import file_name, write_predictions
 from tasks.t5_tasks import MIXTURES, TASKS, Task, evaluate, read_examples
 from tasks.text_pairs import COLUMNS, METRICS, own_task
 from training import loop, sharding
+from training.answering import DECODE_LENGTH, answer, encode, pad, warn_of_unknown_signs
 from training.mixing import MixedOrders, PackedOrders, epoch_length
 from training.precision import for_evaluation
 from utils import read_log, require_ranges
 
-DECODE_LENGTH = 128  # tokens of an answer at most, as in the original's evaluation
 UNDEFINED = -1e9     # the score of a metric that is not defined: below every other
 OWN = "own"
 OF_OWN = ("train_file", "valid_file", "test_file", "columns", "template", "metric")
-OF_TASKS = (*OF_OWN, "n_updates", "eval_every", "pack", "n_target", "decode_length", "mixing_limit",
-            "mixing_temperature", "select")
+OF_DECODING = ("pack", "decode_length", "mixing_limit", "mixing_temperature", "select")
+FORMS = {"choices": ("rocstories", "copa"), "answer": ("rocstories", "copa", OWN)}  # of questions; see choosing.py
 
 
 def add_options(parser):
-    """Add the options about data sets and what is done with the predictions. Those of no use to rocstories are None."""
+    """Add the options about data sets and what is done with the predictions. Those of no use to some are None."""
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", default="rocstories", metavar="NAME",
                       help=f"rocstories; {', '.join(TASKS)}; a mixture: {', '.join(MIXTURES)}, or names joined by "
                            f"commas; {OWN}: your files")
     data.add_argument("--data_dir", default="data/", help="folder with the data set's files, or the folder above it")
-    data.add_argument("--n_valid", type=int, default=374, help="rocstories: stories split off for validation")
+    data.add_argument("--form", choices=tuple(FORMS),
+                      help="how a question with candidate answers is asked: choices, the input lists them and the "
+                           "target names one (if nothing is given); answer, the target is the right one, and the "
+                           f"likeliest is chosen ({', '.join(FORMS['answer'])}, which then has the columns context, "
+                           "choice1, choice2, ..., label)")
+    data.add_argument("--n_valid", type=int, default=374,
+                      help="rocstories: stories split off for validation; and training examples that tr_cost is of")
     data.add_argument("--submission_dir", default="submission/", help="folder for the predictions on the test files")
     data.add_argument("--submit", action="store_true", help="predict the test files with the best parameters")
     data.add_argument("--analysis", action="store_true",
@@ -62,7 +64,7 @@ def add_options(parser):
     own.add_argument("--metric", nargs="+", choices=tuple(METRICS),
                      help="the first selects the best parameters (accuracy if none is given); f1 and exact_match "
                           "compare words as SQuAD does")
-    tasks = parser.add_argument_group("all data sets but rocstories")
+    tasks = parser.add_argument_group("data sets other than rocstories, which has the first two of these")
     tasks.add_argument("--n_updates", type=int, help="updates in all, in place of --n_iter; 0: evaluate only")
     tasks.add_argument("--eval_every", type=int, help="updates between evaluations, in place of one after each epoch")
     tasks.add_argument("--pack", action="store_const", const=True,
@@ -79,8 +81,8 @@ def add_options(parser):
 
 
 def is_task(args):
-    """Whether the run is about tasks of this file."""
-    return args.dataset != "rocstories"
+    """Whether the run is about tasks of this file, not of choosing.py."""
+    return args.dataset != "rocstories" and args.form != "answer"
 
 
 def chosen(args) -> dict[str, Task]:
@@ -115,26 +117,38 @@ def check_options(args):
     Raises:
         BadInput: naming the option, its value and what is allowed.
     """
-    if not is_task(args):
-        if args.show is not None:
-            require_ranges(args, {"show": (1, None)})
-        if args.analysis and not args.submit and args.show is None:
-            raise BadInput("--analysis needs the predictions: give --submit too")
-        unused = [f"--{name}" for name in OF_TASKS if getattr(args, name) is not None]
-        if unused:
-            raise BadInput(f"{', '.join(unused)}: of no use to --dataset rocstories; leave it out, or choose a task")
-        return
     given = {name: limits for name, limits in {
         "n_updates": (0, None), "eval_every": (1, None), "n_target": (2, None), "decode_length": (1, None),
         "mixing_limit": (1, None), "mixing_temperature": (1e-3, None), "show": (1, None)}.items()
         if getattr(args, name) is not None}
     require_ranges(args, given)
+    if args.form is not None and args.dataset not in FORMS[args.form]:
+        raise BadInput(f"--form {args.form}: goes with --dataset {', '.join(FORMS[args.form])}, not with "
+                       f"{args.dataset}")
+    if not is_task(args):
+        check_options_of_choosing(args)
+        return
     names = chosen(args)
     if args.select not in (None, "average", "each", *names):
         raise BadInput(f"--select is {args.select!r}, allowed is average, each, {', '.join(names)}")
     unused = [f"--{name}" for name in OF_OWN if getattr(args, name) is not None]
     if args.dataset != OWN and unused:
         raise BadInput(f"{', '.join(unused)}: goes with --dataset {OWN}, not with {args.dataset}")
+
+
+def check_options_of_choosing(args):
+    """Check what choosing.py is asked for; see check_options."""
+    if args.dataset == "rocstories" and args.analysis and not args.submit and args.show is None:
+        raise BadInput("--analysis needs the predictions: give --submit too")
+    files = ("train_file", "valid_file", "test_file") if args.dataset == OWN else ()
+    unused = [f"--{name}" for name in (*OF_OWN, *OF_DECODING, *["n_target"] * (args.form != "answer"))
+              if name not in files and getattr(args, name) is not None]
+    if unused:
+        raise BadInput(f"{', '.join(unused)}: of no use to --dataset {args.dataset}"
+                       + f" in the form {args.form}" * (args.form is not None) + "; leave it out, or choose a task")
+    for name in ("train_file", *["test_file"] * args.submit) if files else ():
+        if getattr(args, name) is None:
+            raise BadInput(f"--dataset {OWN} needs --{name}")
 
 
 def trained_on(tasks):
@@ -172,85 +186,22 @@ class Set(NamedTuple):
         return "mismatched_" if self.part.endswith("mismatched") else ""
 
 
-def unknown_signs(encoder, texts) -> tuple[int, list[str]]:
-    """How many texts hold signs that the vocabulary turns into `<unk>`, and those signs, the most frequent first."""
-    unknown = encoder.model.unk_id()
-    counts = {}
-    for text in texts:
-        for sign in set(text):
-            counts[sign] = counts.get(sign, 0) + 1
-    signs = [sign for sign, ids in zip(counts, encoder.encode(list(counts), verbose=False), strict=True)
-             if unknown in ids]
-    found = set(signs)
-    return sum(not found.isdisjoint(text) for text in texts), sorted(signs, key=lambda sign: -counts[sign])
-
-
-def encode(encoder, texts, length, what, option, show):
-    """Ids of texts as int32 arrays that end in EOS, cut to a length; what was cut is counted in a warning."""
-    found = encoder.encode(texts, verbose=show)
-    cut = sum(len(ids) >= length for ids in found)
-    if cut and show:
-        warn(f"{cut} of {len(texts)} {what} have {length} tokens or more and were cut ({option})")
-    return [np.array([*ids[:length - 1], EOS], dtype=np.int32) for ids in found]
-
-
 def read_set(args, encoder, name, task, part, training, show) -> Set:
     """Read and encode a set."""
     examples = read_examples(task, args.data_dir, part, training)
     inputs, targets = ([example[side] for example in examples] for side in ("inputs", "targets"))
     if show:
-        n, signs = unknown_signs(encoder, inputs + targets * training)
-        if n:
-            warn(f"{n} texts of {name}, {part}, hold signs that the vocabulary lacks, which become <unk>: "
-                 f"{' '.join(map(ascii_or_sign, signs[:20]))}{' ...' * (len(signs) > 20)}")
+        warn_of_unknown_signs(encoder, inputs + targets * training, f"texts of {name}, {part},")
     length = args.n_target or task.target_length
     return Set(name, task, part, examples, encode(encoder, inputs, args.n_ctx, f"inputs of {name}", "--n_ctx", show),
                encode(encoder, targets, length, f"targets of {name}", "--n_target", show) if training else None)
 
 
-def ascii_or_sign(sign):
-    """A sign as it is if it can be seen, else its number."""
-    return sign if sign.isprintable() and sign != " " else ascii(sign)
-
-
-def pad(sequences, device):
-    """Return int64 [b, longest], arrays of ids padded with PAD."""
-    rows = np.full((len(sequences), max(map(len, sequences))), PAD, dtype=np.int64)
-    for row, ids in zip(rows, sequences, strict=True):
-        row[:len(ids)] = ids
-    return torch.from_numpy(rows).to(device)
-
-
 def decode(args, model, encoder, inputs, beams, world) -> list[str]:
-    """The model's answers to inputs, lists of ids, as texts in their order.
-
-    Equal inputs are answered once. Batches hold inputs of like length, the longest first, and are shared out among
-    the processes.
-    """
-    unique, place = {}, []
-    for ids in inputs:
-        place.append(unique.setdefault(ids.tobytes(), len(unique)))
-    distinct = [np.frombuffer(key, dtype=np.int32) for key in unique]
-    order = sorted(range(len(distinct)), key=lambda i: -len(distinct[i]))
-    length = args.decode_length or DECODE_LENGTH
-    answers = torch.zeros(len(distinct), length, dtype=torch.int64, device=world.device)
-    n_batch = args.n_batch * args.n_gpu
-    functions = t5_decoding if args.plain else fast.t5
-    starts = world.share(range(0, len(order), n_batch))
-    converted = for_evaluation(model, args.precision)
-    for start, counts in progress.bar(starts, unit="batch", show=world.is_first):
-        rows = order[start:start + n_batch]
-        src = pad([distinct[i] for i in rows], world.device)
-        with sharding.decoding(converted, world) as more:
-            more["max_length"] = length
-            if beams > 1:
-                ids = functions.beam_search(converted, src, src != PAD, beams=beams, alpha=0.6, **more)
-            else:
-                ids = functions.generate(converted, src, src != PAD, **more)
-        if counts:
-            answers[torch.tensor(rows, device=world.device), :ids.shape[1]] = ids
-    texts = [encoder.decode(ids) for ids in world.sum(answers).tolist()]
-    return [texts[i] for i in place]
+    """The model's answers to inputs, arrays of ids, as texts in their order; see answering.answer."""
+    answers, _ = answer(for_evaluation(model, args.precision), inputs, world, args.decode_length or DECODE_LENGTH,
+                        beams, args.n_batch * args.n_gpu, args.plain, show=world.is_first)
+    return [encoder.decode(ids) for ids in answers]
 
 
 def score_sets(args, model, encoder, sets, world) -> dict[str, float | None]:
@@ -309,12 +260,21 @@ def require_judgeable(one):
                        f"({str(error)[:80]}); give more, or another --metric") from None
 
 
-def finetune(args, model, encoder, world, optimizer, training_loss, vocabulary):
+def settings_of(args) -> dict:
+    """What predict.py has to know of a run besides its model: see finetuned.T5_KINDS."""
+    tasks = chosen(args) if is_task(args) else {}
+    beams = {task.beams for task in tasks.values()}
+    return {"model": "t5", "dataset": args.dataset, "n_ctx": args.n_ctx,
+            "decode_length": args.decode_length or DECODE_LENGTH, "beams": beams.pop() if len(beams) == 1 else 1,
+            "column": (args.columns or COLUMNS)[0], "template": args.template}
+
+
+def finetune(args, model, encoder, world, optimizer, training_loss, vocabulary, files):
     """Train on the tasks of --dataset and evaluate by decoding; the best parameters are in the run's folder then.
 
     Args:
         training_loss: function of (src [b, s], targets [b, t]) returning the mean over b * t positions.
-        vocabulary: see loop.train.
+        vocabulary, files: see loop.train.
     """
     tasks, show = chosen(args), world.is_first
     names = trained_on(tasks) if args.n_updates != 0 else []
@@ -336,7 +296,7 @@ def finetune(args, model, encoder, world, optimizer, training_loss, vocabulary):
 
     def tower_loss(rows):
         numbers = np.concatenate(rows) if args.pack else rows
-        src, tgt = (pad([ids[i] for i in numbers], "cpu") for ids in (inputs, targets))
+        src, tgt = (pad([ids[i] for i in numbers]) for ids in (inputs, targets))
         return training_loss(src, tgt) * (tgt.numel() / (len(rows) * full))
 
     def evaluation():
@@ -345,7 +305,7 @@ def finetune(args, model, encoder, world, optimizer, training_loss, vocabulary):
             keep_best(args, model, first, tasks, world)
         return values, selecting(first, args.select)
 
-    loop.train(args, model, optimizer, orders, tower_loss, evaluation, world, fingerprint, vocabulary,
+    loop.train(args, model, optimizer, orders, tower_loss, evaluation, world, fingerprint, vocabulary, files,
                n_updates=args.n_updates, eval_every=args.eval_every)
 
 
@@ -405,10 +365,20 @@ def best_line(lines, names, select):
     return max(lines, key=score)
 
 
-def report(args):
-    """Print the best validation results in the run's log beside the paper's."""
+def released_size(model):
+    """The key of T5_CONFIGS whose sizes a T5 has, or None."""
+    attention, last = model.encoder.block[0].layer[0].SelfAttention, model.encoder.block[0].layer[-1].DenseReluDense
+    d_ff, inner = last.wo.weight.shape[1], attention.q.weight.shape[0]
+    found = dict(dim=model.dim, d_ff=d_ff, enc_heads=attention.heads, enc_dim_head=inner // attention.heads,
+                 enc_depth=len(model.encoder.block), dec_depth=len(model.decoder.block), tie_logits=model.tie_logits,
+                 feed_forward="gated-gelu" if last.gated else "relu")
+    return next((name for name, config in T5_CONFIGS.items() if found.items() <= config.items()), None)
+
+
+def report(args, size):
+    """Print the best validation results in the run's log beside the paper's for a size, see released_size."""
     lines, names = read_log(loop.paths(args)["log"])[1:], chosen(args)
-    size = SIZES.index(args.model) if args.model in SIZES else None
+    size = SIZES.index(size) if size in SIZES else None
     print("best parameters on validation, in percent")
     for name in (*names, *(("glue", "super_glue") if len(names) > 1 else ())):
         best = best_line(lines, names, name if args.select == "each" else args.select)
