@@ -84,8 +84,8 @@ def test_losses_and_gradients_are_the_same(name, precision):
     assert torch.equal(ours, losses) and losses[0] != losses[1]
     largest = max(g.abs().max() for g in grads.values())
     for key, g in grads.items():
-        torch.testing.assert_close(our_grads[key], g, atol=1e-6 * largest.item(), rtol=0, msg=key)
-    assert our_kept < 0.6 * kept
+        torch.testing.assert_close(our_grads[key], g, atol=1e-5 * largest.item(), rtol=0, msg=key)
+    assert our_kept < 0.9 * kept
 
 
 def test_a_copy_in_bfloat16_runs_its_own_weights():

@@ -94,6 +94,8 @@ def check_dry_run(args, ranges):
     """
     require_ranges(args, {"dry_run": (1, None), "n_batch": (1, None), "n_gpu": (1, None)} | ranges)
     args.plain = args.plain or args.shard
+    if getattr(args, "architecture", "transformer") != "transformer":
+        raise BadInput(f"--dry_run does not count --architecture {args.architecture}: leave out one of them")
     if args.dry_run > args.n_gpu:
         raise BadInput(f"--dry_run {args.dry_run} processes share --n_gpu {args.n_gpu} towers: give --n_gpu "
                        f"{args.dry_run} and a smaller --n_batch")
