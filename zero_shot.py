@@ -375,7 +375,7 @@ def parse_args(argv):
     args = p.parse_args(argv)
     require_ranges(args, {"n_batch": (1, None)}
                    | {name: (1, None) for name in ("n_examples", "n_head") if getattr(args, name) is not None}
-                   | ({"threshold": (None, None)} if args.threshold is not None else {}))
+                   | ({"threshold": (-1000, 0)} if args.threshold is not None else {}))
     if (args.model_dir is None) == (args.desc is None):
         raise BadInput(f"{'nothing says' if args.desc is None else '--model_dir and --desc both say'} what to judge; "
                        "give one of --model_dir and --desc")
@@ -438,7 +438,7 @@ def print_table(table):
     print(table["name"].iloc[0])
     print("updates".ljust(12) + "".join(f"{task} ({table[table.task == task].metric.iloc[0]})".rjust(22)
                                         for task in tasks))
-    for n_updates, rows in table.groupby(table["n_updates"].fillna(-1)):
+    for n_updates, rows in table.groupby(pd.to_numeric(table["n_updates"]).fillna(-1)):
         of_task = {row.task: f"{row.value:.1f} ({row.normalised:.2f})" for row in rows.itertuples()}
         print(("released" if n_updates < 0 else f"{n_updates:,.0f}").ljust(12)
               + "".join(of_task[task].rjust(22) for task in tasks))
