@@ -206,7 +206,7 @@ def changed(file):
 
 
 @pytest.mark.parametrize("damage, answer", [(missing, "not found, though the checkpoint names it"),
-                                            (cut, r"bytes found, expected [\d,]+"),
+                                            (cut, r"[\d,]+ bytes found, expected [\d,]+"),
                                             (changed, "does not fit its checksum")])
 def test_a_damaged_checkpoint_gets_one_line(checkpoint, damage, answer):
     file, = checkpoint.folder.iterdir()
