@@ -50,7 +50,7 @@ CASES = pytest.mark.parametrize("n, name", [(2, "gpt"), (2, "t5_v1_0"), (2, "t5_
 def test_processes_that_share_a_model_end_where_one_does(trained, n, name):
     """Three towers: one of the processes runs one that does not count."""
     first = trained[n][0][name]
-    assert first["same names"] and first["moved"] > 1e-2 and first["difference"] < 1e-5
+    assert first["same names"] and first["moved"] > 1e-3 and first["difference"] < 1e-5
 
 
 @CASES
