@@ -90,8 +90,27 @@ def _wide(dtype):
     return torch.promote_types(dtype, torch.float32)
 
 
+def _is_shared_out(x):
+    """Whether a tensor is a DTensor, whose rows torch.distributed.fsdp.fully_shard shares out among processes."""
+    return hasattr(x, "to_local")
+
+
+def _local(x):
+    """What this process holds of a tensor: its rows where they are shared out, otherwise all of it."""
+    return x.to_local() if _is_shared_out(x) else x
+
+
+def _sum_of_all(x, p):
+    """The sum of a plain tensor, in place, over the processes that share out the parameter p."""
+    if _is_shared_out(p):
+        torch.distributed.all_reduce(x, group=p.device_mesh.get_group())
+    return x
+
+
 class _PlainOptimizer(Optimizer):
     """What the two optimizers share.
+
+    Parameters may be shared out by fully_shard: norms and means are then of the whole, and state is shared out too.
 
     It is torch's Optimizer without the decorator that keeps torch's compiler out of these methods: at the first call
     it imports the compiler, which takes 76 MB and 0.8 s. State is float32 for half-precision parameters, and stays so
@@ -111,6 +130,11 @@ class _PlainOptimizer(Optimizer):
             self._check_group(self.param_groups[-1])
             if any(p.is_complex() for p in self.param_groups[-1]["params"]):
                 raise BadInput(f"{type(self).__name__}: a parameter is complex, expected real ones")
+            laid_out = [p.placements for p in self.param_groups[-1]["params"] if _is_shared_out(p)]
+            strange = next((at for at in laid_out if len(at) != 1 or not at[0].is_shard(0)), None)
+            if strange is not None:
+                raise BadInput(f"{type(self).__name__}: a parameter is shared out as {strange}, expected by its rows, "
+                               "as fully_shard does over a mesh of one dimension")
         except BadInput:
             self.param_groups.pop()
             raise
@@ -200,6 +224,11 @@ class OpenAIAdam(_PlainOptimizer):
         schedule = SCHEDULES[group["schedule"]]
         return group["lr"] * schedule(max(group["t"], 1) / group["t_total"], group["warmup"])
 
+    @staticmethod
+    def new_state(p: torch.Tensor, group: dict) -> dict[str, torch.Tensor]:
+        """The state of a parameter before its first update."""
+        return {name: torch.zeros_like(p, dtype=_wide(p.dtype)) for name in ("m", "v")}
+
     def _say_the_end(self):
         """Warn at the first step past the planned ones."""
         late = next((group for group in self.param_groups if group["t"] > group["t_total"]), None)
@@ -226,7 +255,7 @@ class OpenAIAdam(_PlainOptimizer):
             rate = self._rate(group) * math.sqrt(1 - b2 ** t) / (1 - b1 ** t)
             excess = 1.0
             if limit > 0 and grads:
-                norm = _readable(get_total_norm(grads)) if norm is None else norm
+                norm = _readable(_total_norm(grads)) if norm is None else norm
                 excess = _at_least_one(norm / limit)  # not a number stays it, for every parameter to show
             at_once = defaultdict(lambda: ([], [], [], []))  # decay, device -> parameters, gradients, means, squares
             for p in group["params"]:
@@ -234,9 +263,9 @@ class OpenAIAdam(_PlainOptimizer):
                     continue
                 state = self.state[p]
                 if not state:
-                    state["m"], state["v"] = (torch.zeros_like(p, dtype=_wide(p.dtype)) for _ in range(2))
+                    state.update(self.new_state(p, group))
                 decay = group["l2"] if p.ndim > 1 or group["vector_l2"] else 0.0
-                g, m, v = p.grad, state["m"], state["v"]
+                p, g, m, v = map(_local, (p, p.grad, state["m"], state["v"]))
                 if _fused_adamw_takes(p, g, m, v):
                     for tensors, tensor in zip(at_once[decay, p.device], (p, g, m, v), strict=True):
                         tensors.append(tensor)
@@ -258,6 +287,16 @@ class OpenAIAdam(_PlainOptimizer):
                                     weight_decay=decay, amsgrad=False, maximize=False, grad_scale=scale)
         self._say_the_end()
         return loss
+
+
+def _total_norm(grads):
+    """The norm of all gradients, those shared out and others."""
+    others = [g for g in grads if not _is_shared_out(g)]
+    shared_out = [g for g in grads if _is_shared_out(g)]
+    if not shared_out:
+        return get_total_norm(others)
+    squares = _sum_of_all(get_total_norm(list(map(_local, shared_out))).square(), shared_out[0])
+    return (squares + get_total_norm(others).square() if others else squares).sqrt()
 
 
 class Adafactor(_PlainOptimizer):
@@ -338,31 +377,61 @@ class Adafactor(_PlainOptimizer):
         return loss
 
     @staticmethod
-    def _update(p, state, group, decay):
-        g = p.grad.to(_wide(p.dtype))
+    def new_state(p: torch.Tensor, group: dict) -> dict[str, torch.Tensor]:
+        """The state of a parameter before its first update."""
+        dims = _factored(p, group)
+        return {"v": _zeros(p)} if dims is None else {"vr": _zeros(p, dims[0]), "vc": _zeros(p, dims[1])}
+
+    @classmethod
+    def _update(cls, p, state, group, decay):
+        g = _local(p.grad).to(_wide(p.dtype))
         g2 = g.square()  # epsilon1 goes to its means: one walk less through a large tensor
-        by_size = sorted(range(p.ndim), key=lambda dim: -p.shape[dim])  # stable: ties keep their order
-        if p.ndim >= 2 and p.shape[by_size[1]] >= group["min_dim_size_to_factor"]:
-            d0, d1 = by_size[:2]
-            if not state:
-                state["vr"] = torch.zeros_like(g2.mean(d0, keepdim=True))
-                state["vc"] = torch.zeros_like(g2.mean(d1, keepdim=True))
-            vr = state["vr"].mul_(decay).add_(g2.mean(d0, keepdim=True).add_(group["epsilon1"]), alpha=1 - decay)
-            vc = state["vc"].mul_(decay).add_(g2.mean(d1, keepdim=True).add_(group["epsilon1"]), alpha=1 - decay)
-            mean = vr.mean(d1, keepdim=True)
+        if not state:
+            state.update(cls.new_state(p, group))
+        dims = _factored(p, group)
+        if dims is not None:
+            vr, vc = _local(state["vr"]), _local(state["vc"])
+            for v, dim in ((vr, dims[0]), (vc, dims[1])):
+                v.mul_(decay).add_(_mean(g2, dim, p).add_(group["epsilon1"]), alpha=1 - decay)
+            mean = _mean(vr, dims[1], p)
             x = torch.mul(g, (vr / mean).rsqrt().masked_fill(mean == math.inf, 0), out=g2).mul_(vc.rsqrt())
         else:
-            if not state:
-                state["v"] = torch.zeros_like(g2)
             g2.add_(group["epsilon1"])
-            x = g * state["v"].mul_(decay).add_(g2, alpha=1 - decay).rsqrt()  # lerp_ would make infinity NaN
+            x = g * _local(state["v"]).mul_(decay).add_(g2, alpha=1 - decay).rsqrt()  # lerp_ would make infinity NaN
         rate = group["lr"]
         if group["multiply_by_parameter_scale"]:
-            rate = rate * _rms(p.to(g.dtype)).clamp(min=group["epsilon2"])
-        rate = rate / (_rms(x) / group["clipping_threshold"]).clamp(min=1.0)
-        p.addcmul_(x, rate, value=-1)  # in one walk
+            rate = rate * _rms(_local(p).to(g.dtype), p).clamp(min=group["epsilon2"])
+        rate = rate / (_rms(x, p) / group["clipping_threshold"]).clamp(min=1.0)
+        _local(p).addcmul_(x, rate, value=-1)  # in one walk
 
 
-def _rms(x):
-    """The root of the mean square, without memory for the squares."""
-    return torch.linalg.vector_norm(x) / math.sqrt(max(x.numel(), 1))
+def _factored(p, group):
+    """The largest and the second largest dimension of a parameter that Adafactor factors; None of the others."""
+    by_size = sorted(range(p.ndim), key=lambda dim: -p.shape[dim])  # stable: ties keep their order
+    return by_size[:2] if p.ndim >= 2 and p.shape[by_size[1]] >= group["min_dim_size_to_factor"] else None
+
+
+def _zeros(p, without=None):
+    """Zeros of a parameter's shape, with 1 in the place of the dimension `without`; its rows shared out as p's."""
+    if without is None:
+        return torch.zeros_like(p, dtype=_wide(p.dtype))
+    shape = [1 if dim == without else n for dim, n in enumerate(p.shape)]
+    if without == 0 or not _is_shared_out(p):
+        return torch.zeros(shape, dtype=_wide(p.dtype), device=p.device)
+    from torch.distributed.tensor import zeros  # imported by now: p is of its kind
+    return zeros(shape, dtype=_wide(p.dtype), device_mesh=p.device_mesh, placements=p.placements)
+
+
+def _mean(x, dim, p):
+    """The mean along a dimension, which stays as 1, of a tensor whose rows are those of p in this process."""
+    if dim != 0 or not _is_shared_out(p):
+        return x.mean(dim, keepdim=True)
+    return _sum_of_all(x.sum(0, keepdim=True), p).div_(p.shape[0])
+
+
+def _rms(x, p):
+    """The root of the mean square of a tensor whose rows are those of p here, without memory for the squares."""
+    norm = torch.linalg.vector_norm(x)
+    if _is_shared_out(p):
+        norm = _sum_of_all(norm.square(), p).sqrt()
+    return norm / math.sqrt(max(p.numel(), 1))

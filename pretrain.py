@@ -43,7 +43,7 @@ from formats.words import english_tokenizer
 from loss import word_loss
 from model_pytorch import LMModel, export_openai_model, load_openai_pretrained_model
 from text_utils import TextEncoder
-from training import corpus, distributed, kept, loop, options, pretraining, runs, token_files
+from training import corpus, distributed, kept, loop, options, plan, pretraining, runs, sharding, token_files
 from training.precision import for_evaluation
 from utils import OneLineParser, require_ranges, run_script
 
@@ -251,12 +251,24 @@ def load_data_on_disk(args, folder, world):
 def main(argv=None):
     """Run what the options ask for, see the top of this file; return a loop.Outcome."""
     args = parse_args(argv)
+    if args.dry_run is not None:
+        return dry_run(args)
     world = distributed.join(args.device)
     n_positions = check_args(args, world)
     with runs.alone(args, world, os.path.join(args.model_dir, VOCABULARY[0])):
         outcome = run(args, world, n_positions)
     give_back_free_pages()
     return outcome
+
+
+def dry_run(args):
+    """Count what an update takes, print that and return it; see training/plan.py."""
+    sizes = ("n_ctx", "n_merges", "n_chars")
+    options.check_dry_run(args, options.GPT_SIZE_RANGES | {name: (2, None) for name in sizes})
+    options.check_gpt_sizes(args)
+    n_vocab = args.n_merges + 2 * args.n_chars + 2  # with the unknown piece and the newline
+    return plan.of_gpt(args, lambda: LMModel(args, n_vocab + args.n_ctx, args.n_ctx), [args.n_batch, args.n_ctx, 2],
+                       lambda model, x: model.loss(x))
 
 
 def run(args, world, n_positions):
@@ -285,6 +297,9 @@ def run(args, world, n_positions):
             raise BadInput(f"--n_ctx is {args.n_ctx}, allowed is 2 to {n_positions}, the positions in {start.path}")
     is_lstm = args.architecture == "lstm"
 
+    def empty():
+        return make_model(LMModel, args, n_vocab + n_positions, n_positions)
+
     def fill(model):
         if args.init_from is not None:
             runs.load(model, start, None, verbose=world.is_first)
@@ -297,17 +312,20 @@ def run(args, world, n_positions):
                                          verbose=world.is_first)
         return []
 
-    model = filled(lambda: make_model(LMModel, args, n_vocab + n_positions, n_positions), fill)
-    if args.init_from is None and args.init_dir is None:
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                if p.ndim > 1 and ".lstm." not in name:  # which torch draws by its number of units
-                    p *= args.init_std / 0.02
-    model.to(world.device)
+    def make():
+        model = filled(empty, fill)
+        if args.init_from is None and args.init_dir is None:
+            with torch.no_grad():
+                for name, p in model.named_parameters():
+                    if p.ndim > 1 and ".lstm." not in name:  # which torch draws by its number of units
+                        p *= args.init_std / 0.02
+        return model
+
+    model = sharding.build(args, world, make, empty, runs.resumes(args))
     optimizer = opt.OpenAIAdam(model.parameters(), lr=args.lr, schedule=args.lr_schedule,
                                warmup=args.n_warmup / n_updates_total, t_total=n_updates_total, b1=args.b1, b2=args.b2,
                                e=args.e, l2=args.l2, max_grad_norm=args.max_grad_norm)
-    loop.compile_blocks(args, model.transformer.h, dynamic=False)
+    loop.prepare_blocks(args, model.transformer.h, dynamic=False)
     positions = torch.arange(args.n_ctx) + n_vocab
 
     def inputs(ids):
@@ -316,7 +334,9 @@ def run(args, world, n_positions):
 
     def tower_loss(rows):
         x = inputs(train[rows])
-        return model.loss(*moved_to(model, x)) if args.plain else fast.gpt.lm_loss(model, x)
+        if args.plain:
+            return model.loss(*moved_to(model, x))
+        return fast.gpt.lm_loss(model, x, args.checkpoint_activations)
 
     def cost(part):
         sequences = train[:len(held_out)] if part == "tr" else held_out
@@ -326,6 +346,7 @@ def run(args, world, n_positions):
 
     pretraining.train(args, model, optimizer, train, held_out, tower_loss, pretraining.make_evaluation(cost, unigram),
                       world, vocabulary)
+    model = sharding.gathered(model, empty, loop.paths(args)["best"], world)
     if world.is_first:
         for name, data in vocabulary.items():
             write_bytes(os.path.join(args.model_dir, name), data)

@@ -35,7 +35,7 @@ from formats.hub import local_folder
 from formats.initial_values import filled
 from t5_pytorch import EOS, T5, T5_CONFIGS, export_t5_model, load_t5_pretrained_model, read_t5_config, shift_right
 from text_utils import N_SENTINELS, SentencePieceEncoder
-from training import corpus, distributed, kept, loop, options, pretraining, runs, token_files
+from training import corpus, distributed, kept, loop, options, plan, pretraining, runs, sharding, token_files
 from training.precision import for_evaluation
 from training.span_corruption import corrupt, random_spans_helper
 from utils import OneLineParser, require_ranges, run_script
@@ -221,18 +221,27 @@ def mean_loss(args, model, src, targets, z_loss=0.0):
     if args.plain:
         src, targets = moved_to(model, src, targets)
         return loss.t5_loss(model(src, shift_right(targets)), targets, z_loss)
-    return fast.t5.training_loss(model, src, targets, z_loss, padded=False)
+    return fast.t5.training_loss(model, src, targets, z_loss, padded=False, recompute=args.checkpoint_activations)
 
 
 def main(argv=None):
     """Run what the options ask for, see the top of this file; return a loop.Outcome."""
     args = parse_args(argv)
+    if args.dry_run is not None:
+        return dry_run(args)
     world = distributed.join(args.device)
     tokens_length, _ = check_args(args, world)
     with runs.alone(args, world, os.path.join(args.model_dir, "spiece.model")):
         outcome = run(args, world, tokens_length)
     give_back_free_pages()
     return outcome
+
+
+def dry_run(args):
+    """Count what an update takes, print that and return it; see training/plan.py."""
+    options.check_dry_run(args, {"n_ctx": (4, None), "n_pieces": (4, None)} | options.t5_size_ranges(args))
+    n_target = random_spans_helper(args.n_ctx, args.noise_density, args.mean_noise_span_length)[1]
+    return plan.of_t5(args, model_config(args, args.n_pieces + N_SENTINELS), args.n_ctx, n_target)
 
 
 def run(args, world, tokens_length):
@@ -262,6 +271,11 @@ def run(args, world, tokens_length):
               f"targets of {parts['va'][1].shape[1]} tokens (unigram perplexity of the targets {unigram:.1f}); "
               f"{encoder.n_tokens:,} in the vocabulary, {n_updates_total:,} updates")
 
+    config = model_config(args, encoder.n_tokens)
+
+    def empty():
+        return T5(**config)
+
     def fill(model):
         if args.init_from is not None:
             runs.load(model, start, None, verbose=world.is_first)
@@ -273,10 +287,9 @@ def run(args, world, tokens_length):
             print(f"loaded {len(report['loaded'])} variables from {args.init_dir}")
         return report["fresh"]
 
-    model = filled(lambda: T5(**model_config(args, encoder.n_tokens)), fill)
-    model.to(world.device)
+    model = sharding.build(args, world, lambda: filled(empty, fill), empty, runs.resumes(args))
     optimizer = opt.Adafactor(model.parameters(), lr=lambda step: opt.rsqrt_schedule(step, args.n_warmup))
-    loop.compile_blocks(args, model.encoder.block, model.decoder.block, dynamic=False)
+    loop.prepare_blocks(args, model.encoder.block, model.decoder.block, dynamic=False)
 
     def tower_loss(rows):
         seed = torch.randint(1 << 62, ()).item()  # from the generator that loop.train seeds for this tower
@@ -294,6 +307,7 @@ def run(args, world, tokens_length):
 
     pretraining.train(args, model, optimizer, train, held_out, tower_loss, pretraining.make_evaluation(cost, unigram),
                       world, vocabulary)
+    model = sharding.gathered(model, empty, loop.paths(args)["best"], world)
     if world.is_first:
         write_bytes(os.path.join(args.model_dir, "spiece.model"), vocabulary["spiece.model"])
         export_t5_model(model, args.model_dir)

@@ -16,6 +16,7 @@ With --analysis it prints the metrics on the validation part and, where its labe
 published numbers.
 """
 
+import argparse
 import os
 import sys
 import zlib
@@ -40,7 +41,7 @@ from loss import double_head_loss
 from model_pytorch import DoubleHeadModel, load_openai_pretrained_model
 from tasks.layout import SPECIAL, longest, transform_roc  # noqa: F401 (the original's name, here as it was there)
 from text_utils import TextEncoder
-from training import distributed, finetuned, finetuning, loop, options, runs, task_data
+from training import distributed, finetuned, finetuning, loop, options, plan, runs, sharding, task_data
 from training.precision import for_evaluation
 from utils import OneLineParser, require_ranges, run_script
 
@@ -157,7 +158,7 @@ def training_loss(args, model, x, m, y):
     if args.plain:
         x, m, y = moved_to(model, x, m, y)
         return double_head_loss(*model(x), x, m, y, args.lm_coef)[0]
-    return fast.gpt.losses(model, x, m, y, args.lm_coef)[0]
+    return fast.gpt.losses(model, x, m, y, args.lm_coef, args.checkpoint_activations)[0]
 
 
 @torch.no_grad()
@@ -169,17 +170,31 @@ def task_logits(args, model, x):
 
 
 def main(argv=None):
-    """Run what the options ask for, see the top of this file; return a loop.Outcome, or None after --show."""
+    """Run what the options ask for, see the top of this file; return a loop.Outcome, None after --show, a
+    plan.Plan after --dry_run."""
     args = parse_args(argv)
     if args.show is not None:
         show(args)
         return None
+    if args.dry_run is not None:
+        return dry_run(args)
     world = distributed.join(args.device)
     n_vocab_pretrained = check_args(args, world)
     with runs.alone(args, world):
         outcome = run(args, world, n_vocab_pretrained)
     give_back_free_pages()
     return outcome
+
+
+def dry_run(args):
+    """Count what an update on two choices of n_ctx positions takes, print that and return it; see training/plan.py."""
+    options.check_dry_run(args, options.GPT_SIZE_RANGES | {"n_ctx": (6, None)})
+    options.check_gpt_sizes(args)
+    positions, plain = args.n_ctx, argparse.Namespace(plain=True, lm_coef=args.lm_coef)
+    n_rows = 40478 + len(SPECIAL) + positions  # those of the released vocabulary
+    return plan.of_gpt(args, lambda: DoubleHeadModel(args, 0, "multiple_choice", n_rows, positions),
+                       [args.n_batch, 2, positions, 2],
+                       lambda model, x: training_loss(plain, model, x, x[..., 0], x[:, 0, 0, 0]))
 
 
 def show(args):
@@ -215,6 +230,10 @@ def run(args, world, n_vocab_pretrained):
                 n_transfer=args.n_transfer if args.init_from is None else -1,
                 verbose=world.is_first and args.init_from is None)
 
+    def empty():
+        return make_model(DoubleHeadModel, args, encoder.encoder["_classify_"], task.head,
+                          vocab=n_vocab + len(SPECIAL) + n_ctx, n_ctx=n_ctx)
+
     def fill(model):
         if args.architecture == "lstm":
             report = load_pretrained_lstm(model, **what)
@@ -225,11 +244,9 @@ def run(args, world, n_vocab_pretrained):
             return []
         return not_loaded(model, report)
 
-    model = filled(lambda: make_model(DoubleHeadModel, args, encoder.encoder["_classify_"], task.head,
-                                      vocab=n_vocab + len(SPECIAL) + n_ctx, n_ctx=n_ctx), fill)
-    model.to(world.device)
+    model = sharding.build(args, world, lambda: filled(empty, fill), empty, runs.resumes(args))
     optimizer = make_optimizer(args, model, n_updates_total)
-    loop.compile_blocks(args, model.transformer.h, dynamic=True)
+    loop.prepare_blocks(args, model.transformer.h, dynamic=True)
 
     def laid_out(examples, rows):
         """On the CPU, where each batch is laid out before it is moved: fast/ then never waits for a GPU."""
@@ -259,7 +276,7 @@ def run(args, world, n_vocab_pretrained):
         test = {task.metrics[0]: outcome.accuracies["test"]} if "test" in outcome.accuracies else None
         valid = {task.metrics[0]: outcome.accuracies["valid"]} if "valid" in outcome.accuracies else {}
         analysis.print_values(task.name, valid, test, {}, "")
-    return outcome
+    return outcome._replace(model=sharding.gathered(model, empty, outcome.paths["best"], world))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from t5_pytorch import (
     shift_right,
 )
 from text_utils import SentencePieceEncoder
-from training import choosing, distributed, finetuning, loop, options, runs, text_to_text
+from training import choosing, distributed, finetuning, loop, options, plan, runs, sharding, text_to_text
 from training.finetuned import t5_files_of_run
 from utils import OneLineParser, require_ranges, run_script
 
@@ -125,7 +125,8 @@ def training_loss(args, model, src, targets):
         src, targets = moved_to(model, src, targets)
         logits = model(src, shift_right(targets), src != PAD, targets != PAD)
         return loss.t5_loss(logits, targets, Z_LOSS, args.label_smoothing)
-    return fast.t5.training_loss(model, src, targets, Z_LOSS, label_smoothing=args.label_smoothing)
+    return fast.t5.training_loss(model, src, targets, Z_LOSS, label_smoothing=args.label_smoothing,
+                                 recompute=args.checkpoint_activations)
 
 
 @torch.no_grad()
@@ -145,17 +146,29 @@ def target_log_probs(args, model, src, candidates):
 
 
 def main(argv=None):
-    """Run what the options ask for, see the top of this file; return a loop.Outcome, with --show nothing."""
+    """Run what the options ask for, see the top of this file; return a loop.Outcome, with --show nothing, with
+    --dry_run a plan.Plan."""
     args = parse_args(argv)
     if args.show is not None:
         text_to_text.check_options(args)
         return text_to_text.show(args) if text_to_text.is_task(args) else choosing.show(args)
+    if args.dry_run is not None:
+        return dry_run(args)
     world = distributed.join(args.device)
     check_args(args, world)
     with runs.alone(args, world):
         outcome = run(args, world)
     give_back_free_pages()
     return outcome
+
+
+def dry_run(args):
+    """Count what an update on full inputs and targets takes, print that and return it; see training/plan.py."""
+    options.check_dry_run(args, {"n_ctx": (8, None), "dropout": options.BELOW_ONE} | options.t5_size_ranges(args))
+    n_target = 3  # choice1 and EOS
+    if text_to_text.is_task(args):
+        n_target = args.n_target or max(task.target_length for task in text_to_text.chosen(args).values())
+    return plan.of_t5(args, model_config(args, 32100), args.n_ctx, n_target)
 
 
 def run(args, world):
@@ -166,6 +179,10 @@ def run(args, world):
     encoder = SentencePieceEncoder.from_folder(args.model_dir)
     with open(t5_vocabulary.find_file(args.model_dir), "rb") as f:
         vocabulary = zlib.crc32(f.read())
+    config = model_config(args, encoder.n_tokens)
+
+    def empty():
+        return T5(**config)
 
     def fill(model):
         if args.init_from is not None:
@@ -183,11 +200,9 @@ def run(args, world):
                      "scores); python download_model.py brings that one")
         return report["fresh"]
 
-    model = filled(lambda: T5(**model_config(args, encoder.n_tokens)), fill)
-    model.to(world.device)
-
+    model = sharding.build(args, world, lambda: filled(empty, fill), empty, runs.resumes(args))
     optimizer = opt.Adafactor(model.parameters(), lr=args.lr)
-    loop.compile_blocks(args, model.encoder.block, model.decoder.block, dynamic=True)
+    loop.prepare_blocks(args, model.encoder.block, model.decoder.block, dynamic=True)
     files = t5_files_of_run(text_to_text.settings_of(args))
     if text_to_text.is_task(args):
         text_to_text.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model), vocabulary,
@@ -200,6 +215,7 @@ def run(args, world):
     else:
         outcome = choosing.finetune(args, model, encoder, world, optimizer, partial(training_loss, args, model),
                                     partial(target_log_probs, args), vocabulary, files)
+    model = sharding.gathered(model, empty, loop.paths(args)["best"], world)
     if world.is_first:  # the best parameters are in the model
         folder = os.path.dirname(loop.paths(args)["best"])
         copy_t5_vocabulary(args.model_dir, folder)
@@ -212,7 +228,7 @@ def run(args, world):
             choosing.report(args, outcome, size)
         else:
             analysis.REPORTS[args.dataset](args.data_dir, outcome.paths["submission"], outcome.paths["log"])
-    return outcome
+    return outcome._replace(model=model)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fast.cache import KeysValues
 from fast.cross_entropy import linear_cross_entropy
@@ -129,7 +130,7 @@ def block(m, x, source=None, packing=None, cache=None, only=None):
     return norm(m.ln_2, n + mlp(m.mlp, n, made))
 
 
-def hidden_states(m, x, packing=None, cache=None, only=None):
+def hidden_states(m, x, packing=None, cache=None, only=None, recompute=False):
     """The final hidden states of a TransformerModel, and the DroppedMatrix [v, d] that their softmax uses.
 
     Args:
@@ -137,6 +138,7 @@ def hidden_states(m, x, packing=None, cache=None, only=None):
         packing: compute only its positions.
         cache: a list of KeysValues, one a layer: read earlier positions from them, add these. Under no_grad.
         only: int [r], with a packing: the rows wanted in the end; the last MLP then leaves out the others.
+        recompute: keep of each block its input alone, and run it again in the backward pass. Not with `only`, `cache`.
     Returns:
         [b, t, d]; with a packing [n, d], with `only` [r, d].
     """
@@ -150,6 +152,9 @@ def hidden_states(m, x, packing=None, cache=None, only=None):
     h, we = look_up(m.embed.weight, x, rate(m.embd_dropout))
     made = None
     for i, b in enumerate(m.h):
+        if recompute:
+            h = checkpoint(lambda b, h: block(b, h, None, packing)[0], b, h, use_reentrant=False)
+            continue
         last = i == len(m.h) - 1
         h, made = block(b, h, made, packing, None if cache is None else cache[i], only if last else None)
     return (h[only] if only is not None and not len(m.h) else h), we
@@ -178,13 +183,14 @@ def _tensor(value):
 
 
 def losses(model: nn.Module, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor,
-           lm_coef: float) -> tuple[torch.Tensor, torch.Tensor]:
+           lm_coef: float, recompute: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """The training loss of a DoubleHeadModel with any head, without computing padding.
 
     Args:
         x: int [b, c, t, 2] (or [b, t, 2] for a classifier); m: [b, c, t] (or [b, t]), 1 at tokens the language model
             learns from; y: see loss.task_losses; lm_coef: weight of the language-model loss. x, m and y may be NumPy
             arrays too. They may lie on the CPU whatever the model is on: then nothing here waits for a GPU.
+        recompute: see hidden_states; less memory, more time. The plain text keeps everything.
     Returns:
         train_loss: mean_task_loss + lm_coef * mean(lm_losses), a scalar.
         clf_losses: [b].
@@ -208,7 +214,7 @@ def losses(model: nn.Module, x: torch.Tensor, m: torch.Tensor, y: torch.Tensor,
     last = torch.maximum(at.flatten(), (scale.ne(0) * steps).amax(1))        # [bc], last position that counts
     t = int(last.max()) + 1
     packing = Packing(steps[:t] <= last[:, None], device=device)
-    h, we = hidden_states(model.transformer, rows[:, :t], packing)           # [n, d], [v, d]
+    h, we = hidden_states(model.transformer, rows[:, :t], packing, recompute=recompute)  # [n, d], [v, d]
     pooled = h.index_select(0, packing.rows(t * torch.arange(len(rows), device=x.device) + at.flatten()))  # [bc, d]
     logits = model.task_head.classify(pooled.unflatten(0, at.shape))
     require_targets(y, *logits.shape)
@@ -346,10 +352,10 @@ def token_log_probs(model: nn.Module, x: torch.Tensor, wanted: torch.Tensor) -> 
     return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
 
 
-def lm_loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def lm_loss(model: nn.Module, x: torch.Tensor, recompute: bool = False) -> torch.Tensor:
     """As LMModel.loss: mean cross entropy over positions 1 .. t-1 of x int [b, t, 2], no padding; a scalar in nats.
 
-    x may lie on the CPU, see losses.
+    x may lie on the CPU, see losses; so for recompute.
     """
     if not knows(model) or x.size(1) < 2 or not len(x):
         x, = moved_to(model, x)
@@ -357,7 +363,7 @@ def lm_loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
             return model.loss(x)
         logits = model(x)                                                    # of a wrapper
         return word_loss(logits, x, logits.size(-1)) / max(x[:, 1:, 0].numel(), 1)
-    h, we = hidden_states(model.transformer, x)
+    h, we = hidden_states(model.transformer, x, recompute=recompute)
     h = h[:, :-1].flatten(0, 1)                                              # [b, t, d] -> [b(t-1), d]
     targets = moved(x[:, 1:, 0].flatten().long(), h.device)                  # [b(t-1)]
     scale = torch.full(targets.shape, 1 / len(targets), dtype=torch.float32, device=h.device)

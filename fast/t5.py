@@ -16,6 +16,7 @@ Letters in the shape comments: those of t5_pytorch.py, and
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import loss
 import t5_decoding
@@ -149,12 +150,13 @@ def block(m, x, bias, memory=None, memory_bias=None, packing=None, cache=None):
     return x + dropout(last.dropout, y, packing)
 
 
-def stack(m, x, mask=None, memory=None, memory_mask=None):
+def stack(m, x, mask=None, memory=None, memory_mask=None, recompute=False):
     """As Stack, without computing padding.
 
     Args:
         x: [b, t, d], embedded tokens. mask: bool [b, t], here or on the CPU, True = keep; None keeps all.
         memory: [b, s, d], the encoder's output, in a decoder; memory_mask: bool [b, s].
+        recompute: keep of each block its input alone, and run it again in the backward pass.
     Returns:
         [b, t, d], exactly 0 where mask is False.
     """
@@ -171,10 +173,14 @@ def stack(m, x, mask=None, memory=None, memory_mask=None):
         memory_packing = Packing(memory_mask, device=x.device)
         memory_bias = additive(moved(memory_mask, x.device), x.dtype)
         memory = memory_packing.pack(memory)
+
+    def run(part, x, memory):
+        memory_kv = keys_values(part.layer[1].EncDecAttention, memory, memory_packing) if m.is_decoder else None
+        return block(part, x, bias, memory_kv, memory_bias, packing)
+
     x = dropout(m.dropout, x, packing)
     for part in m.block:
-        memory_kv = keys_values(part.layer[1].EncDecAttention, memory, memory_packing) if m.is_decoder else None
-        x = block(part, x, bias, memory_kv, memory_bias, packing)
+        x = checkpoint(run, part, x, memory, use_reentrant=False) if recompute else run(part, x, memory)
     x = dropout(m.dropout, norm(m.final_layer_norm, x), packing)
     return x if packing is None else packing.unpack(x) * mask[..., None].bool()  # as the original zeroes padding
 
@@ -191,9 +197,9 @@ def embed(model, side, ids):
     return table(moved(ids, table.weight.device))                               # [b, t] -> [b, t, d]
 
 
-def encode(model, src, mask=None):
+def encode(model, src, mask=None, recompute=False):
     """As T5.encode: int [b, s], bool [b, s] or None -> [b, s, d]. Both may lie on the CPU whatever the model is on."""
-    return require_finite(stack(model.encoder, embed(model, "src", src), mask))
+    return require_finite(stack(model.encoder, embed(model, "src", src), mask, recompute=recompute))
 
 
 def before_logits(model, x):
@@ -201,9 +207,10 @@ def before_logits(model, x):
     return x * model.dim ** -0.5 if model.scale_logits else x
 
 
-def hidden_states(model, src, tgt, mask=None, tgt_mask=None):
+def hidden_states(model, src, tgt, mask=None, tgt_mask=None, recompute=False):
     """As T5.forward, but before the product with logits_weight(): [b, t, d]."""
-    x = stack(model.decoder, embed(model, "tgt", tgt), tgt_mask, encode(model, src, mask), mask)
+    memory = encode(model, src, mask, recompute)
+    x = stack(model.decoder, embed(model, "tgt", tgt), tgt_mask, memory, mask, recompute)
     return before_logits(model, require_finite(x))
 
 
@@ -213,7 +220,7 @@ def _runs(model, *ids):
 
 
 def training_loss(model: nn.Module, src: torch.Tensor, targets: torch.Tensor, z_loss: float = 0.0, padded: bool = True,
-                  label_smoothing: float = 0.0) -> torch.Tensor:
+                  label_smoothing: float = 0.0, recompute: bool = False) -> torch.Tensor:
     """The original's training loss, see loss.t5_loss.
 
     Args:
@@ -221,6 +228,8 @@ def training_loss(model: nn.Module, src: torch.Tensor, targets: torch.Tensor, z_
             lie on the CPU, nothing here waits for a GPU that the model may be on.
         padded: False promises that neither has padding.
         z_loss, label_smoothing: see loss.token_losses.
+        recompute: keep of each block its input alone, and run it again in the backward pass: less memory, more time.
+            The plain text keeps everything.
     Returns:
         a scalar, in nats.
     """
@@ -228,7 +237,8 @@ def training_loss(model: nn.Module, src: torch.Tensor, targets: torch.Tensor, z_
     if not _runs(model, src, targets):
         src, targets, mask, tgt_mask = moved_to(model, src, targets, mask, tgt_mask)
         return loss.t5_loss(model(src, shift_right(targets), mask, tgt_mask), targets, z_loss, label_smoothing)
-    hidden = hidden_states(model, src, shift_right(targets), mask, tgt_mask).flatten(0, 1)      # [b, t, d] -> [b*t, d]
+    hidden = hidden_states(model, src, shift_right(targets), mask, tgt_mask, recompute)        # [b, t, d]
+    hidden = hidden.flatten(0, 1)                                               # [b, t, d] -> [b*t, d]
     targets = moved(targets, hidden.device)
     scale = (targets != PAD).flatten().float() / targets.numel()
     return linear_cross_entropy(hidden, model.logits_weight(), targets.flatten().long(), scale, z_loss,

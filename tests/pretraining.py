@@ -2,6 +2,13 @@
 
 import random
 
+import torch
+
+from formats.files import load_tensors
+from utils import read_log
+
+T5_SIZES = dict(d_model=18, d_ff=30, n_head=3, d_kv=5, n_layer=2)
+
 NAMES, PLACES = "Ann Tom Zoë Max Ida Rob".split(), "the park|the zoo|school|a café|the lake".split("|")
 THINGS, FEELINGS = "cake kite drum lamp book coat".split(), "happy sad proud tired angry".split()
 
@@ -50,3 +57,18 @@ def stop_after(monkeypatch, optimizer, updates):
         return step(self, closure)
 
     monkeypatch.setattr(optimizer, "step", counted)
+
+
+def costs(folder, desc):
+    """The evaluations in a run's log, without times."""
+    return [{name: value for name, value in line.items() if name != "time"}
+            for line in read_log(folder / "log" / f"{desc}.jsonl")[1:]]
+
+
+def same_parameters(a, b, limit):
+    """Compare the parameters in two files, but for those without a gradient, which Adam moves by noise."""
+    a, b = load_tensors(str(a)), load_tensors(str(b))
+    assert a.keys() == b.keys()
+    for name in b:
+        if not name.endswith(("c_attn.b", "task_head.linear.bias")):
+            torch.testing.assert_close(a[name], b[name], atol=limit, rtol=0, msg=name)

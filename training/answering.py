@@ -11,6 +11,7 @@ from fast import t5_answers
 from formats import progress
 from formats.errors import warn
 from t5_pytorch import EOS, PAD
+from training import sharding
 
 __all__ = ["ALPHA", "DECODE_LENGTH", "answer", "encode", "pad", "unknown_signs", "warn_of_unknown_signs"]
 
@@ -92,15 +93,17 @@ def answer(model: torch.nn.Module, inputs: Sequence[np.ndarray], world: Any, max
     answers = torch.zeros(len(distinct), max_length, dtype=torch.int64, device=world.device)
     log_p = torch.zeros(len(distinct), device=world.device)
     functions = t5_decoding if plain else t5_answers
-    starts = range(0, len(order), n_batch)[world.rank::world.size]
-    for start in progress.bar(starts, unit="batch", show=show):
+    for start, counts in progress.bar(world.share(range(0, len(order), n_batch)), unit="batch", show=show):
         rows = order[start:start + n_batch]
         src = pad([distinct[i] for i in rows], world.device)
         given = dict(max_length=max_length, return_scores=scores)
-        if beams > 1:
-            found = functions.beam_search(model, src, src != PAD, beams=beams, alpha=ALPHA, **given)
-        else:
-            found = functions.generate(model, src, src != PAD, **given)
+        with sharding.decoding(model, world) as decoder:
+            if beams > 1:
+                found = functions.beam_search(model, src, src != PAD, beams=beams, alpha=ALPHA, **given, **decoder)
+            else:
+                found = functions.generate(model, src, src != PAD, **given, **decoder)
+        if not counts:
+            continue
         rows = torch.tensor(rows, device=world.device)
         if scores:
             found, score = found

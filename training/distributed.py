@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 from datetime import timedelta
 
 import torch
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from formats.errors import BadInput
 from utils import Stopped, select_device
 
+SIGNS_OF_DEATH = "gloo|nccl|NCCL|Connection|peer"  # in the errors of torch's libraries, which have no type of their own
 WANTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # What somebody types whose cluster starts the processes: each task is one of them, and the first node is asked.
 WITH_SRUN = ("srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS MASTER_PORT=29500 "
@@ -29,11 +31,44 @@ class World:
         rank: this process, 0 to size - 1; process 0 logs and saves.
         size: how many there are.
         device: the torch.device of this process.
+        in_step: whether the model is shared out among the processes, see sharding.py: each has to run it as often as
+            the others do.
     """
 
     def __init__(self, rank, size, device):
         self.rank, self.size, self.device = rank, size, device
-        self.is_first = rank == 0
+        self.is_first, self.in_step = rank == 0, False
+
+    def share(self, items):
+        """Return a list of (item, True), the items that are this process's.
+
+        Where the processes have to keep step, those with fewer items get one more, an item of another process:
+        (item, False). It is to be computed and not to be counted.
+        """
+        items = list(items)
+        mine = [(item, True) for item in items[self.rank::self.size]]
+        if self.in_step and len(mine) < -(-len(items) // self.size):
+            mine.append((items[-1], False))
+        return mine
+
+    @contextlib.contextmanager
+    def together(self):
+        """A body in which the processes talk to each other: where one has died, the others say so in one line.
+
+        Raises:
+            Stopped: another process has died.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not (isinstance(error, dist.DistError) or re.search(SIGNS_OF_DEATH, str(error))):
+                raise
+            raise self._ended(error) from None
+
+    def _ended(self, error):
+        return Stopped(f"process {self.rank} of {self.size} stops, as another one has ended "
+                       f"({str(error).splitlines()[0][:100]}); continue from the last checkpoint with --resume, "
+                       "on any number of processes")
 
     def sum(self, tensor):
         """Return `tensor` summed over all processes, in place.
@@ -45,9 +80,7 @@ class World:
             try:
                 dist.all_reduce(tensor)
             except RuntimeError as error:
-                raise Stopped(f"process {self.rank} of {self.size} stops, as another one has ended "
-                              f"({str(error).splitlines()[0][:100]}); continue from the last checkpoint with --resume, "
-                              "on any number of processes") from None
+                raise self._ended(error) from None
         return tensor
 
     def sum_gradients(self, parameters):
@@ -67,6 +100,18 @@ class World:
     def wait(self):
         """Return when every process has called this."""
         self.any(False)
+
+    def require_all(self, refusal):
+        """Raise what was refused here, an exception or None; where another process refused, end too.
+
+        Raises:
+            Stopped: another process refused.
+        """
+        refused = self.any(refusal is not None)
+        if refusal is not None:
+            raise refusal
+        if refused:
+            raise Stopped("another process of this run was refused, see its message")
 
     def gather(self, text):
         """Return the texts that all processes give here, by rank."""

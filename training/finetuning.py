@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from formats import progress
 from formats.errors import BadInput
-from formats.files import load_tensors, write_atomically
+from formats.files import write_atomically
 from loss import mean_task_loss, task_losses
 from tasks import metrics, scores, story_cloze, submissions
-from training import loop
+from training import loop, sharding
 from utils import read_log
 
 # of train_t5.py, as train.py has all of gpt_tasks.GPT_TASKS:
@@ -55,10 +55,12 @@ def choose(logits_of, n_examples, n_choices, n_batch, world, verbose=False, desc
         verbose: show a progress bar. desc: what it is called.
     """
     logits = torch.zeros(n_examples, n_choices, device=world.device)
-    starts = range(0, n_examples, n_batch)[world.rank::world.size]
-    for start in progress.bar(starts, unit="batch", desc=desc, show=verbose and world.is_first):
+    starts = world.share(range(0, n_examples, n_batch))
+    for start, counts in progress.bar(starts, unit="batch", desc=desc, show=verbose and world.is_first):
         rows = slice(start, min(start + n_batch, n_examples))
-        logits[rows] = logits_of(rows).float()
+        found = logits_of(rows).float()
+        if counts:
+            logits[rows] = found
     return world.sum(logits)
 
 
@@ -144,7 +146,7 @@ def load_best(args, model, world):
     path = loop.paths(args)["best"]
     if world.any(not os.path.isfile(path)):  # which also waits for the first process to have written them
         raise BadInput(f"{path}: not found by every process; --save_dir must be a folder that all machines share")
-    model.load_state_dict(load_tensors(path, map_location=world.device))
+    sharding.load_parameters(model, path, world)
     model.eval()
 
 

@@ -13,27 +13,30 @@ import math
 import os
 import signal
 import zlib
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from fast import blas
 from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart, usual_memory
 from formats import progress
 from formats.errors import BadInput, warn
 from formats.files import load_tensors, make_path, remove_leftovers, save_tensors, write_bytes
-from training import kept
+from training import kept, sharding
 from training.precision import autocast, one_update
 from utils import ResultLogger, Stopped, read_log
 
 # Options that say where and how to run, not what is computed: they may differ when a run is resumed.
 FREE_ON_RESUME = {"resume", "submit", "analysis", "save_every", "device", "log_dir", "save_dir", "submission_dir",
                   "data_dir", "model_dir", "encoder_path", "bpe_path", "out", "text", "valid_text", "compile",
-                  "train_file", "valid_file", "test_file", "cache_dir", "token_dir", "show", "show_split"}
+                  "train_file", "valid_file", "test_file", "cache_dir", "token_dir", "show", "show_split",
+                  "checkpoint_activations", "dry_run"}
 
 # What older checkpoints do not note, and had
-BEFORE = {"architecture": "transformer", "n_unit": None, "keep_at": None}
+BEFORE = {"architecture": "transformer", "n_unit": None, "keep_at": None, "shard": False}
 
 # What a checkpoint notes besides the options -> what is said where it differs
 FROM_DATA = {"data": "the training and validation data are not those of then",
@@ -89,11 +92,16 @@ def outcome(args, model, encoder, world, accuracies=None, **more_paths):
     return Outcome(accuracies or {}, log, paths(args) | more_paths, model.eval(), encoder)
 
 
-def compile_blocks(args, *lists, dynamic):
-    """Compile the blocks in some lists of modules, if --compile asks for it; dynamic: their lengths vary."""
-    for blocks in lists if args.compile else ():
-        for block in blocks:
+def prepare_blocks(args, *lists, dynamic):
+    """Do to the blocks in some lists of modules what --compile and --checkpoint_activations with --plain ask for.
+
+    dynamic: their lengths vary. Without --plain the functions of fast/ see to --checkpoint_activations.
+    """
+    for block in (block for blocks in lists for block in blocks):
+        if args.compile:
             block.compile(dynamic=dynamic)
+        if args.checkpoint_activations and args.plain:  # a partial of a method, which a copy of the model makes its own
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def seed_tower(seed, update, tower):
@@ -195,7 +203,7 @@ def updates_per_epoch(n_train, args):
     return n_train // (args.n_batch * args.n_gpu)
 
 
-def load_checkpoint(path, model, optimizer, options):
+def load_checkpoint(path, model, optimizer, options, world):
     """Restore model and optimizer from `path`; return {'n_updates', 'n_epochs', 'best_score'} and its library.
 
     The library is the one that made its matrix products (see fast/blas.py), None where no CPU made them.
@@ -220,8 +228,11 @@ def load_checkpoint(path, model, optimizer, options):
             raise BadInput(f"{path}: written with other options or data: {'; '.join(differ)}; give the same, "
                            "or another --desc (--init_from starts a new run from these parameters), or start afresh "
                            "without --resume")
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        if "folder" in saved:
+            sharding.load_checkpoint(path, saved, model, optimizer, world)
+        else:
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
         # before it was noted, fast functions always took oneDNN
         made_by = theirs.get("matmul", "mkl" if options["plain"] else "onednn")
         return {name: saved[name] for name in ("n_updates", "n_epochs", "best_score")}, made_by
@@ -292,7 +303,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
                        "folder that all machines share")
     made_by = None
     if resumed:
-        state, made_by = load_checkpoint(file["checkpoint"], model, optimizer, options)
+        state, made_by = load_checkpoint(file["checkpoint"], model, optimizer, options, world)
         if state["n_epochs"] >= args.n_iter and n_updates is None:
             total = state["n_updates"]
     options["matmul"] = settle_library(args, world, made_by, file["checkpoint"])
@@ -300,7 +311,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
         world.agree({"the fingerprint of the training and validation data": options["data"],
                      "the fingerprint of the vocabulary": options["vocabulary"], "the number of updates": total,
                      "the library of matrix products": options["matmul"],
-                     "the fingerprint of the parameters": fingerprint_of(model)})
+                     "the fingerprint of the parameters": None if world.in_step else fingerprint_of(model)})
     logger = None
     if world.is_first:
         for path in file.values():
@@ -323,12 +334,15 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
     n_batch_train, begin = args.n_batch * args.n_gpu, state["n_updates"]
 
     def require_finite_parameters():
-        require_finite({name: torch.linalg.vector_norm(p.detach(), 1).item() for name, p in model.named_parameters()})
+        require_finite(sharding.size_of(model, world))
 
     def save_checkpoint():
         require_finite_parameters()
         if world.is_first:
             remove_leftovers(file["checkpoint"])
+        if args.shard:
+            sharding.save_checkpoint(file["checkpoint"], {**state, "options": options}, model, optimizer, world)
+        elif world.is_first:
             save_tensors(file["checkpoint"], {**state, "options": options, "model": model.state_dict(),
                                               "optimizer": optimizer.state_dict()})
 
@@ -340,32 +354,34 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
 
     def log():
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), world.together():
             values, score = evaluate()
         require_finite({name: value for name, value in values.items() if value is not None})
         model.train()
         if score > state["best_score"]:
             state["best_score"] = score
+            parameters = sharding.parameters_of(model, world)
             if world.is_first:
                 remove_leftovers(file["best"])
-                save_tensors(file["best"], model.state_dict())
+                save_tensors(file["best"], parameters)
         if world.is_first:
             logger.log(n_epochs=state["n_epochs"], n_updates=state["n_updates"], **values)
             progress.write(f"epoch {state['n_epochs']}  update {state['n_updates']}  "
                            + "  ".join(f"{name} {'undefined' if value is None else format(value, '.4g')}"
                                       for name, value in values.items()))
 
-    def mean_loss(tower):
-        """Add a tower's share to the gradients and return it; nothing of its graph stays."""
+    def mean_loss(tower, counts):
+        """Add a tower's share, 0 if it does not count, to the gradients and return it; nothing of its graph stays."""
         if len(towers) > 1 and world.device.type == "cpu":
             give_back_free_pages()
         seed_tower(args.seed, state["n_updates"], tower)
-        with autocast(world.device, args.precision):
+        with autocast(world.device, args.precision, keep_weights=not world.in_step):
             loss = tower_loss(rows[tower * args.n_batch:(tower + 1) * args.n_batch]) / args.n_gpu
+        loss = loss if counts else loss * 0
         loss.backward()
         return loss.detach()
 
-    towers = range(world.rank, args.n_gpu, world.size)
+    towers = world.share(range(args.n_gpu))
     lay_large_blocks_apart()
     model.train()
     shown = dict(total=total, initial=state["n_updates"], unit="update", leave=True, show=world.is_first)
@@ -377,18 +393,21 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
             if batch == 0 or state["n_updates"] == begin:
                 order = orders[epoch]
             rows = order[batch * n_batch_train:(batch + 1) * n_batch_train]
-            optimizer.zero_grad(set_to_none=len(towers) == 1)  # the sum over several has a place that stays
+            # the sum over several towers has a place that stays
+            optimizer.zero_grad(set_to_none=len(towers) == 1 or world.in_step)
             total_loss = torch.zeros((), device=world.device)
-            with one_update(world.device):
-                for tower in towers:
-                    total_loss += mean_loss(tower)
+            with one_update(world.device), world.together():
+                for tower, counts in towers:
+                    total_loss += mean_loss(tower, counts)
             loss = world.sum(total_loss).item()
             if not math.isfinite(loss):
                 raise BadInput(f"update {state['n_updates'] + 1} (epoch {epoch + 1}, batch {batch + 1}): the loss is "
                                f"{loss}; stopped before the update, the last checkpoint stays; look at the weights "
                                f"and at examples {sorted(np.hstack(rows).tolist())[:8]}..., or lower --lr")
-            world.sum_gradients(model.parameters())
-            optimizer.step()
+            if not world.in_step:
+                world.sum_gradients(model.parameters())
+            with world.together():
+                optimizer.step()
             keep_freed_memory()  # from the second update on
             state["n_updates"] += 1
             bar.update()
@@ -396,8 +415,9 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
 
             if state["n_updates"] in keep_at:  # before the checkpoint, so that none is missing after a resumption
                 require_finite_parameters()
+                parameters = sharding.parameters_of(model, world)
                 if world.is_first:
-                    kept.save_kept(os.path.dirname(file["checkpoint"]), state["n_updates"], model.state_dict(), options)
+                    kept.save_kept(os.path.dirname(file["checkpoint"]), state["n_updates"], parameters, options)
             thousands, rest = divmod(state["n_updates"], 1000)
             epoch_ends, ends = state["n_updates"] % per_epoch == 0, state["n_updates"] == total
             state["n_epochs"] += epoch_ends

@@ -54,6 +54,15 @@ def add_run_options(parser, n_iter, n_batch, n_gpu, needs_desc=True):
                      help="bf16: matrix products in bfloat16; weights and optimizer stay float32, but evaluation reads "
                           "a copy of the weights in bfloat16")
     add_plain_option(run)
+    run.add_argument("--shard", action="store_true",
+                     help="share the model out among torchrun's processes: each holds its part of the parameters, "
+                          "gradients and optimizer state; implies --plain")
+    run.add_argument("--checkpoint_activations", action="store_true",
+                     help="keep of each block its input alone and run it again in the backward pass: the same numbers, "
+                          "less memory, more time")
+    run.add_argument("--dry_run", type=int, nargs="?", const=1, metavar="N",
+                     help="print what an update takes on N processes (1), memory above all, and end: counted without "
+                          "data and weights")
     run.add_argument("--compile", action="store_true",
                      help="compile the plain text's blocks with torch.compile (minutes at first); implies --plain")
     run.add_argument("--save_every", type=int, default=100,
@@ -77,8 +86,23 @@ def add_plain_option(parser):
                         help="run the papers' text as it stands, without fast/: the same numbers, slower")
 
 
+def check_dry_run(args, ranges):
+    """Check the options that --dry_run looks at.
+
+    Raises:
+        BadInput: naming the option.
+    """
+    require_ranges(args, {"dry_run": (1, None), "n_batch": (1, None), "n_gpu": (1, None)} | ranges)
+    args.plain = args.plain or args.shard
+    if getattr(args, "architecture", "transformer") != "transformer":
+        raise BadInput(f"--dry_run does not count --architecture {args.architecture}: leave out one of them")
+    if args.dry_run > args.n_gpu:
+        raise BadInput(f"--dry_run {args.dry_run} processes share --n_gpu {args.n_gpu} towers: give --n_gpu "
+                       f"{args.dry_run} and a smaller --n_batch")
+
+
 def check_run_options(args, world):
-    """Check what only several options together can tell, and let --compile imply --plain.
+    """Check what only several options together can tell, and let --compile and --shard imply --plain.
 
     Raises:
         BadInput: a run name that is no file name, or more processes than towers; or see forced_library.
@@ -92,7 +116,12 @@ def check_run_options(args, world):
     if sys.platform == "win32" and set(args.desc) & set(WINDOWS_HAS_NOT):
         raise BadInput(f"--desc is {args.desc!r}, but Windows has no files with any of {WINDOWS_HAS_NOT} in their "
                        "names; give another name")
-    args.plain = args.plain or args.compile
+    if args.shard and getattr(args, "architecture", "transformer") != "transformer":
+        raise BadInput(f"--shard does not go with --architecture {args.architecture}: leave out one of them")
+    for option in ("shard", "checkpoint_activations"):
+        if args.compile and getattr(args, option):
+            raise BadInput(f"--{option} and --compile do not go together: leave out one of them")
+    args.plain = args.plain or args.compile or args.shard
     say_where_bf16_is_slow(world.device, args.precision)
 
 

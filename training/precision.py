@@ -13,9 +13,12 @@ import torch
 import torch.nn as nn
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which a forward pass of training runs for --precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+def autocast(device: torch.device, precision: str, keep_weights: bool = True) -> torch.autocast:
+    """Return the context in which a forward pass of training runs for --precision.
+
+    keep_weights: keep the converted weights until one_update ends. Of a model that is shared out nothing may stay.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=keep_weights)
 
 
 def dtype_of(precision: str) -> torch.dtype | None:
@@ -37,9 +40,9 @@ def for_evaluation(model: nn.Module, precision: str) -> nn.Module:
     """Return what evaluates a model in --precision: the model itself in fp32, in bf16 a copy with weights in bfloat16.
 
     What was loaded in bfloat16, see dtype_of, is not copied. Else the model stays as it is, and the copy shares no
-    memory with it. What the model ties stays tied.
+    memory with it. What the model ties stays tied. A model that is shared out (--shard) is evaluated in fp32.
     """
-    if precision != "bf16" or all(p.dtype == torch.bfloat16 for p in model.parameters()):
+    if precision != "bf16" or all(p.dtype == torch.bfloat16 or hasattr(p, "to_local") for p in model.parameters()):
         return model
     short = {id(p): nn.Parameter(p.detach().to(torch.bfloat16), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, short)  # which takes these for the parameters

@@ -9,8 +9,8 @@ import torch
 
 from formats import locks
 from formats.errors import BadInput, MissingInput, warn
-from formats.files import load_tensors, make_path
-from training import corpus, kept, loop, runs, token_files
+from formats.files import make_path
+from training import corpus, kept, loop, runs, sharding, token_files
 
 LARGE = 200_000_000  # bytes of text; more of it is encoded on the disk
 
@@ -125,8 +125,8 @@ def mean_cost(arrays, batch_cost, n_tokens, args, world):
         n_tokens: tokens that are predicted in all.
     """
     total = torch.zeros((), device=world.device)
-    for start in range(world.rank * args.n_batch, len(arrays[0]), world.size * args.n_batch):
-        total += batch_cost(*(array[start:start + args.n_batch] for array in arrays))
+    for start, counts in world.share(range(0, len(arrays[0]), args.n_batch)):
+        total += batch_cost(*(array[start:start + args.n_batch] for array in arrays)) * counts
     return world.sum(total).item() / n_tokens
 
 
@@ -198,7 +198,7 @@ def train(args, model, optimizer, train_part, held_out, tower_loss, evaluate, wo
                vocabulary=zlib.crc32(b"".join(vocabulary.values())), files=vocabulary,
                keep_at=keep_at)
     world.wait()  # the first process has written the best parameters
-    model.load_state_dict(load_tensors(loop.paths(args)["best"], map_location=world.device))
+    sharding.load_parameters(model, loop.paths(args)["best"], world)
 
 
 def print_ending(args, script, options=""):

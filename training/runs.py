@@ -10,7 +10,7 @@ from formats.errors import BadInput, MissingInput
 from formats.files import load_tensors, make_path
 from formats.locks import locked
 from formats.mapped import load_state_dict
-from training import loop
+from training import loop, sharding
 from utils import Stopped
 
 # Options that the processes of one run may have of their own: where things are, and what the first alone does. That
@@ -81,15 +81,19 @@ def _folder_of(path):
                 os.rmdir(folder)
 
 
+def resumes(args):
+    """Whether a run goes on from its checkpoint."""
+    return args.resume and os.path.isfile(loop.paths(args)["checkpoint"])
+
+
 def starting_parameters(args):
     """Return the Start of a run: of the checkpoint that --resume continues, else of --init_from, else None.
 
     Raises:
         MissingInput, BadInput: --init_from holds no parameters, or was run with other options that matter.
     """
-    checkpoint = loop.paths(args)["checkpoint"]
-    if args.resume and os.path.isfile(checkpoint):
-        return _read(checkpoint)
+    if resumes(args):
+        return _read(loop.paths(args)["checkpoint"], sharding.shapes)
     if args.init_from is None:
         return None
     start = _read(file_of(args.init_from))
@@ -111,9 +115,14 @@ def file_of(path):
     return found
 
 
-def _read(path):
-    """Return the Start in best_params or a checkpoint. A checkpoint beside best_params knows the options."""
+def _read(path, of_folder=sharding.read_parameters):
+    """Return the Start in best_params or a checkpoint. A checkpoint beside best_params knows the options.
+
+    of_folder: what reads the parameters of a checkpoint of --shard, which are in a folder beside it.
+    """
     saved = load_tensors(path, mapped=True)
+    if isinstance(saved, dict) and "folder" in saved:
+        return Start(path, of_folder(path, saved), saved["options"])
     if isinstance(saved, dict) and isinstance(saved.get("model"), dict) and isinstance(saved.get("options"), dict):
         return Start(path, saved["model"], saved["options"])
     if not isinstance(saved, dict) or not all(hasattr(value, "shape") for value in saved.values()):

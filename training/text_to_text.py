@@ -12,14 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from formats.errors import BadInput, warn
-from formats.files import load_tensors, save_tensors
+from formats.files import save_tensors
 from t5_pytorch import T5_CONFIGS
 from tasks import t5_metrics
 from tasks.t5_published import PUBLISHED, SIZES
 from tasks.t5_submission import file_name, write_predictions
 from tasks.t5_tasks import MIXTURES, TASKS, Task, evaluate, read_examples
 from tasks.text_pairs import COLUMNS, METRICS, own_task
-from training import loop
+from training import loop, sharding
 from training.answering import DECODE_LENGTH, answer, encode, pad, warn_of_unknown_signs
 from training.mixing import MixedOrders, PackedOrders, epoch_length
 from training.precision import for_evaluation
@@ -301,8 +301,8 @@ def finetune(args, model, encoder, world, optimizer, training_loss, vocabulary, 
 
     def evaluation():
         values, first = logged(score_sets(args, model, encoder, valid, world), len(tasks) > 1)
-        if args.select == "each" and world.is_first:
-            keep_best(args, model, first, tasks)
+        if args.select == "each":
+            keep_best(args, model, first, tasks, world)
         return values, selecting(first, args.select)
 
     loop.train(args, model, optimizer, orders, tower_loss, evaluation, world, fingerprint, vocabulary, files,
@@ -314,13 +314,16 @@ def best_path(args, name):
     return f"{loop.paths(args)['best']}_{name}"
 
 
-def keep_best(args, model, first, names):
+def keep_best(args, model, first, names, world):
     """With --select each: write the parameters for each task on which they do better than all in the log so far."""
+    parameters = sharding.parameters_of(model, world)
+    if not world.is_first:
+        return
     before = read_log(loop.paths(args)["log"])[1:]
     for name, value in first.items():
         known = [next(iter(values_of(line, name, names).values())) for line in before]
         if not before or (value is not None and all(old is None or value > old for old in known)):
-            save_tensors(best_path(args, name), model.state_dict())
+            save_tensors(best_path(args, name), parameters)
 
 
 def submit(args, model, encoder, world) -> dict[str, str]:
@@ -332,7 +335,7 @@ def submit(args, model, encoder, world) -> dict[str, str]:
     paths = {}
     for name, task in chosen(args).items():
         if args.select == "each" and task.metrics and task.splits["test"]:
-            model.load_state_dict(load_tensors(best_path(args, name), map_location=world.device))
+            sharding.load_parameters(model, best_path(args, name), world)
         for part in task.splits["test"]:
             one = read_set(args, encoder, name, task, part, False, world.is_first)
             texts = decode(args, model, encoder, one.inputs, task.beams, world)
