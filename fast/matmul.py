@@ -66,7 +66,8 @@ def one_row(x, w, b=None):
     reads at 0.4 to 0.8 of the rate of a plain sum. Asked for several products MKL gives each core its own, so the
     weight is cut along what lies apart in memory. Measured on 2 cores of an AMD EPYC, where a sum reads at 27 GB/s
     from memory and part of a weight comes from a cache, for the models' shapes: weights [n, k] 25 to 62 GB/s (oneDNN 13
-    to 36), weights [k, n] 20 to 50 (14 to 25).
+    to 36), weights [k, n] 20 to 50 (14 to 25). Whole decodings of one sequence take 0.60 (T5) and 0.64 (GPT) of the
+    time.
     """
     k, n = w.shape
     if not w.is_contiguous():

@@ -21,7 +21,7 @@ from formats.files import load_tensors
 from t5_pytorch import PAD, T5, shift_right
 from training import distributed, loop, sharding
 
-TOWERS, UPDATES = 3, 3
+TOWERS, UPDATES = 3, 2
 GPT_DROPOUT = dict(embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1, clf_pdrop=0.1)
 
 
@@ -83,6 +83,8 @@ def main(folder):
     world = distributed.join("cpu")
     results, args = {}, argparse.Namespace(shard=True)
     for name, (make, tower_loss, optimizer_of) in CASES.items():
+        if name == "t5_v1_1" and world.size > 2:  # four processes take their time
+            continue
         model = sharding.build(args, world, make, make, False)
         optimizer = optimizer_of(model.parameters())
         train(model, optimizer, tower_loss, world.share(range(TOWERS)))
