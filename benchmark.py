@@ -90,6 +90,7 @@ def kept_rows(path, about):
         rows, theirs = earlier["rows"], earlier["about"]
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"--out {path}: there is a file that is no benchmark's; give another name") from None
+    about = json.loads(json.dumps(about))  # as they were written: tuples became lists
     differ = [name for name in about.keys() | theirs.keys() if about.get(name) != theirs.get(name)]
     if differ:
         raise BadInput(f"--out {path}: measured under other conditions ({', '.join(sorted(differ))}); give a new name")

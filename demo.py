@@ -31,8 +31,9 @@ from tasks.gpt_tasks import GPT_TASKS
 from toy import glue, stories
 from utils import OneLineParser, reached_epoch, require_ranges, run_script
 
-# Half of the grammar's topics, so that half the stories and half the time show the claim
-STORIES = {"n_text": 10000, "n_cloze": 1500, "n_topics": 12}
+# GPT gets half of the grammar's topics, so that half the stories and half the time show the claim
+STORIES = {"gpt": {"n_text": 10000, "n_cloze": 1500, "n_topics": 12},
+           "t5": {"n_text": 24000, "n_cloze": 1871, "n_topics": 24}}
 # The narrow width makes larger initial weights and rates learn sooner; the rest are the scripts' defaults.
 GPT = {"n_embd": 96, "n_head": 4, "n_layer": 3}
 GPT_PRETRAIN = GPT | {"n_ctx": 104, "n_merges": 1400, "n_chars": 80, "n_batch": 10, "n_iter": 1, "lr": 4e-3,
@@ -47,11 +48,11 @@ GPT_VARIANTS = {"from scratch": {"n_transfer": -1},
                 "pre-trained": {"n_transfer": GPT["n_layer"]}}
 # the toy sets of --tasks: data set -> (metric, its value by chance in percent); the best is 100, see toy/glue.py
 TASKS = {"sst2": ("acc", 50), "rte": ("acc", 50), "mrpc": ("acc", 50), "stsb": ("pearson", 0)}
-TASK_FINETUNE = GPT_FINETUNE | {"n_batch": 16, "n_gpu": 1, "n_iter": 3}
+TASK_FINETUNE = GPT_FINETUNE | {"n_batch": 16, "n_iter": 3, "lr": 2e-3}
 T5 = {"d_model": 96, "d_ff": 192, "n_head": 4, "d_kv": 24, "n_layer": 2}
 T5_PRETRAIN = T5 | {"n_pieces": 1000, "n_ctx": 104, "n_batch": 16, "n_iter": 2, "n_warmup": 4000, "dropout": 0,
                     "held_out": 0.02, "save_every": 0}
-T5_FINETUNE = {"form": "answer", "n_iter": 2, "lr": 3e-3, "save_every": 0}
+T5_FINETUNE = {"form": "answer", "n_iter": 3, "lr": 3e-3, "save_every": 0}
 T5_VARIANTS = {"from scratch": T5 | {"from_scratch": True}, "pre-trained": {}}
 OTHER_FORM = """
 With both endings in the input and choice1 or choice2 as the target (train_t5.py without --form answer) a model of this
@@ -94,14 +95,14 @@ def finished(script, words, submission):
         and all(header.get(name) == value for name, value in vars(args).items())
 
 
-def make_stories(folder, seed, quick):
-    """Write toy stories and cloze files once; return their paths (text file, data folder)."""
+def make_stories(folder, settings, seed, quick):
+    """Write toy stories and cloze files once; return their paths (text file, data folder). settings: of STORIES."""
     text, data = os.path.join(folder, "stories.txt"), os.path.join(folder, "data")
     if not os.path.isfile(text):  # written last
-        options = {"data_dir": data, "text": text, "seed": seed} | STORIES
+        options = {"data_dir": data, "text": text, "seed": seed} | settings
         call(stories, command_line(options | ({"n_text": 1500, "n_cloze": 600} if quick else {})))
-    print(f"\nA toy story: {stories.unlabelled(1, seed, STORIES['n_topics'])[0]}")
-    row = stories.cloze(1, seed, "test", STORIES["n_topics"])[0]
+    print(f"\nA toy story: {stories.unlabelled(1, seed, settings['n_topics'])[0]}")
+    row = stories.cloze(1, seed, "test", settings["n_topics"])[0]
     print(f"A cloze: {' '.join(row[1:5])}\n    1: {row[5]}\n    2: {row[6]}\n    right: {row[7]}")
     return text, data
 
@@ -133,8 +134,8 @@ def show_tasks(folder, settings, seed, quick):
     """Fine-tune on the toy sets, from scratch and pre-trained, and print what was reached on their dev files."""
     data_dir, table = os.path.join(folder, "glue"), []
     if not os.path.isfile(os.path.join(data_dir, "STS-B", "test.tsv")):  # written last
-        call(glue, ["--data_dir", data_dir, "--seed", str(seed)]
-             + (["--n_train", "96", "--n_dev", "40"] if quick else []))
+        options = {"data_dir": data_dir, "seed": seed, "n_topics": STORIES["gpt"]["n_topics"]}
+        call(glue, command_line(options | ({"n_train": 96, "n_dev": 40} if quick else {})))
     for name, (metric, chance) in TASKS.items():
         row = []
         for variant in ("from scratch", "pre-trained"):
@@ -191,9 +192,10 @@ def main(argv=None):
     if args.tasks and args.t5:
         raise BadInput("--tasks is for GPT's transformations; leave out --t5")
     begin = time.monotonic()
-    folder = os.path.join(args.out, f"seed{args.seed}-{STORIES['n_topics']}topics" + "-quick" * args.quick)
-    text, data = make_stories(folder, args.seed, args.quick)
     script, kind = (train_t5, "t5") if args.t5 else (train, "gpt")
+    settings = STORIES[kind]
+    folder = os.path.join(args.out, f"seed{args.seed}-{settings['n_topics']}topics" + "-quick" * args.quick)
+    text, data = make_stories(folder, settings, args.seed, args.quick)
     model_dir = os.path.join(folder, f"model-{kind}")
     quick = {"n_iter": 1, "n_valid": 100} if args.quick else {}
 

@@ -66,7 +66,8 @@ def one_row(x, w, b=None):
     reads at 0.4 to 0.8 of the rate of a plain sum. Asked for several products MKL gives each core its own, so the
     weight is cut along what lies apart in memory. Measured on 2 cores of an AMD EPYC, where a sum reads at 27 GB/s
     from memory and part of a weight comes from a cache, for the models' shapes: weights [n, k] 25 to 62 GB/s (oneDNN 13
-    to 36), weights [k, n] 20 to 50 (14 to 25).
+    to 36), weights [k, n] 20 to 50 (14 to 25). Whole decodings of one sequence take 0.60 (T5) and 0.64 (GPT) of the
+    time.
     """
     k, n = w.shape
     if not w.is_contiguous():
@@ -103,6 +104,8 @@ def packed(weight, w):
     """A weight in bfloat16 as oneDNN lays it out for few rows, made once and kept as long as the weight.
 
     oneDNN multiplies in bfloat16 by pairs of rows, and sorts a weight anew for each product if it is not sorted yet.
+    Measured on an AMD EPYC for the models' shapes: 1.7 to 2.7 times as fast with one row, 1.4 to 2.4 with four; whole
+    decodings of one sequence take 0.83 (T5) and 0.67 (GPT) of the time, once the weights are packed.
 
     Args:
         weight: who has the entries: a packing is made again when it has changed.

@@ -112,7 +112,7 @@ def test_quick_demo_of_t5(tmp_path, capsys):
     out = capsys.readouterr().out
     for variant in demo.T5_VARIANTS:
         assert re.search(rf"^ +{variant} +\d+\.\d$", out, re.MULTILINE)
-    assert (tmp_path / "seed42-12topics-quick" / "curves-t5.png").is_file()
+    assert (tmp_path / "seed42-24topics-quick" / "curves-t5.png").is_file()
 
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--seed", "-1"], ["--full", "--t5"], ["--tasks", "--t5"]])

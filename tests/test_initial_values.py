@@ -8,10 +8,13 @@ from safetensors.torch import load_file, save_file
 from small_gpt import HEADS
 from torch import nn
 
+import generate
+import predict
 from ablations.lstm import make_model
 from formats.initial_values import InitialValues, filled
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict, export_openai_model
 from t5_pytorch import T5, export_t5_model
+from training.precision import for_evaluation
 
 GPT = DEFAULT_CONFIG | dict(n_embd=36, n_head=3, n_layer=2)
 T5_SIZE = dict(dim=20, d_ff=29, enc_num_tokens=53, dec_num_tokens=53, enc_depth=2, dec_depth=3)
@@ -102,6 +105,19 @@ def test_the_decoder_beside_a_loaded_encoder_is_what_it_always_was(tmp_path):
     for p, q in zip(model.decoder.parameters(), always.decoder.parameters(), strict=True):
         assert torch.equal(p, q)
     assert torch.equal(model.shared.weight, tensors["shared.weight"])
+
+
+@pytest.mark.parametrize("kind", ["gpt", "v1.0", "v1.1"])
+def test_a_model_loaded_in_bfloat16_is_one_that_is_converted_for_evaluation(tmp_path, kind):
+    built = BUILDS[kind]()
+    (export_openai_model if kind == "gpt" else export_t5_model)(built, str(tmp_path))
+    model = type(built).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert for_evaluation(model, "bf16") is model
+    converted = for_evaluation(type(built).from_pretrained(tmp_path), "bf16")
+    for (name, p), q in zip(model.named_parameters(), converted.parameters(), strict=True):
+        assert p.dtype == torch.bfloat16 and torch.equal(p, q), name
+    assert generate.parse_args(["--dtype", "bf16"]).precision == "bf16"
+    assert predict.parse_args(["--dtype", "bf16", "--desc", "a", "--file", "b"]).precision == "bf16"
 
 
 def test_values_that_are_read_while_the_model_is_built_are_right():

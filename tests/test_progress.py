@@ -1,6 +1,7 @@
 """Progress bars: a bar on a terminal, a few lines in a log file, nothing where there is no stream."""
 
 import ast
+import gc
 import io
 import os
 import re
@@ -32,8 +33,10 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def log(capsys):
-    """A function that returns what came to standard error, which is no terminal."""
+def log(capsys, monkeypatch):
+    """A function that returns what came to standard error, which is no terminal. No bar of another test is open."""
+    gc.collect()
+    monkeypatch.setattr(progress.Lines, "n_open", 0)
     return lambda: capsys.readouterr().err
 
 

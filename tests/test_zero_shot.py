@@ -329,7 +329,7 @@ def test_the_experiment_makes_table_and_picture_and_is_not_run_again(tmp_path, m
         "transformer": sizes, "lstm": dict(architecture="lstm", n_embd=8, n_unit=6)})
     monkeypatch.setitem(toy_models.PRETRAIN, "n_warmup", 1)
     monkeypatch.setitem(toy_models.PRETRAIN, "n_merges", 4000)
-    words = ["--zero_shot", "--out", str(tmp_path), "--seeds", "1", "--n_text", "400", "--n", "4", "--n_batch", "80",
+    words = ["--zero_shot", "--out", str(tmp_path), "--seeds", "1", "--n_text", "400", "--n", "4", "--n_batch", "30",
              "--device", "cpu"]
     table = reproduce.main(words)
     assert set(table["name"]) == {"transformer", "lstm"} and table["n_updates"].max() >= 2

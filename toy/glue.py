@@ -5,12 +5,12 @@
 writes the folders SST-2, RTE, MRPC and STS-B, each with train.tsv, dev.tsv and test.tsv (without labels, as GLUE's):
 
     SST-2   sentence                    does the story go well? (1: it does)
-    RTE     sentence1, sentence2        does this feeling (2) follow from the short story (1)?
+    RTE     sentence1, sentence2        does somebody with this wish (2) want what the short story (1) is about?
     MRPC    #1 String, #2 String        are the two stories (a wish and a turn) of one topic?
     STS-B   sentence1, sentence2        3.25 for the same topic and 1.75 for the same outcome
 
 The best possible value of each metric is 100: no phrase of the grammar belongs to two topics or to two outcomes. Chance
-is 50 (STS-B: 0). Labels are balanced, and one text of a pair alone tells nothing: stories and feelings are drawn alike
+is 50 (STS-B: 0). Labels are balanced, and one text of a pair alone tells nothing: wishes and stories are drawn alike
 for every label. No story stands in two of the files of a set.
 """
 
@@ -20,7 +20,7 @@ import sys
 
 from formats.errors import BadInput
 from formats.files import make_path, write_atomically
-from toy.stories import FEELINGS, Grammar, part_of, read_topics, sentence
+from toy.stories import WISHES, Grammar, part_of, read_topics, sentence
 from utils import OneLineParser, require_ranges, run_script
 
 SAME_SCORES = 3.25, 1.75  # of STS-B, for topic and outcome
@@ -42,10 +42,13 @@ def outcome(grammar, part, yes):
 
 
 def follows(grammar, part, yes):
-    """Draw (short story, what its person felt, label) for RTE; a feeling of the other outcome does not follow."""
-    story, good, person = short_story(grammar, part, grammar.topic())
-    feeling = grammar.random.choice(FEELINGS[good == yes])
-    return [story, sentence(f"{{name}} felt {feeling}", person)], "entailment" if yes else "not_entailment"
+    """Draw (short story, somebody's wish, label) for RTE; what does not follow is a wish of another topic."""
+    topic = grammar.topic()
+    story, _ = short_story(grammar, part, topic)
+    if not yes:
+        topic = grammar.random.choice([t for t in grammar.topics if t != topic])
+    wish = f"{{name}} {grammar.random.choice(WISHES)} {grammar.phrase(grammar.topics[topic]['to'])}"
+    return [story, sentence(wish, grammar.person())], "entailment" if yes else "not_entailment"
 
 
 def same_topic(grammar, part, yes):
@@ -64,17 +67,17 @@ def two_stories(grammar, part, same):
     """Draw two short stories of one topic or of two; return their texts, and whether topic and outcome are the same."""
     topic = grammar.topic()
     other = topic if same else grammar.random.choice([t for t in grammar.topics if t != topic])
-    (first, good, _), (second, other_good, _) = (short_story(grammar, part, t) for t in (topic, other))
+    (first, good), (second, other_good) = short_story(grammar, part, topic), short_story(grammar, part, other)
     return [first, second], same, good == other_good
 
 
 def short_story(grammar, part, topic):
-    """Draw (the wish and the turn of a story, good, person); a text belongs to one part, as whole stories do."""
+    """Draw (the wish and the turn of a story, good); a text belongs to one part, as whole stories do."""
     while True:
         good, person = grammar.random.random() < 0.5, grammar.person()
         wish, *_, turn = grammar.beginning(topic, good, person)
         if part_of([wish, turn]) == part:
-            return f"{wish} {turn}", good, person
+            return f"{wish} {turn}", good
 
 
 DRAWERS = {"SST-2": outcome, "RTE": follows, "MRPC": same_topic, "STS-B": likeness}
@@ -93,7 +96,7 @@ def examples(folder: str, n: int, seed: int, part: str = "valid", n_topics: int 
     grammar.random.shuffle(answers)
     while len(rows) < n:
         texts, label = DRAWERS[folder](grammar, part, answers[len(rows)])
-        stories = set(texts[:1] if folder == "RTE" else texts)  # feelings come again
+        stories = set(texts[:1] if folder == "RTE" else texts)  # wishes may come again
         if len(stories) == len(texts[:1] if folder == "RTE" else texts) and not stories & seen:
             seen |= stories
             rows.append((texts, label))
