@@ -39,8 +39,8 @@ GPT = {"n_embd": 96, "n_head": 4, "n_layer": 3}
 GPT_PRETRAIN = GPT | {"n_ctx": 104, "n_merges": 1400, "n_chars": 80, "n_batch": 10, "n_iter": 1, "lr": 4e-3,
                       "n_warmup": 60, "init_std": 0.06, "embd_pdrop": 0, "attn_pdrop": 0, "resid_pdrop": 0,
                       "held_out": 0.02, "save_every": 0}
-# Updates of 8 examples: as many as this in the same time bring every seed past the start, where updates of 32 at twice
-# the rate leave some seeds, those without the LM term above all, near chance.
+# Twice this rate washes out what pre-training has taught, above all without the LM term; small updates are many in the
+# same time. docs/claims.md has the numbers.
 GPT_FINETUNE = GPT | {"n_ctx": 104, "n_gpu": 1, "n_iter": 2, "lr": 1e-3, "save_every": 0}
 # variant -> options of train.py
 GPT_VARIANTS = {"from scratch": {"n_transfer": -1},
