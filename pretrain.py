@@ -19,10 +19,9 @@ import sys
 import tempfile
 import zlib
 from collections import Counter
+from importlib.metadata import version
 
-import ftfy
 import numpy as np
-import spacy
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -243,7 +242,7 @@ def load_data_on_disk(args, folder, world):
         [zlib.crc32(repr(gpt_vocabulary.read_folder(source)).encode())]
     encoder, ids, valid_ids = pretraining.encode_on_disk(
         args, world, folder, make_vocabulary, TextEncoder.from_folder,
-        ["gpt", ftfy.__version__, spacy.__version__, made_from], lambda encoder: encoder.word_ids(corpus.NEWLINE)[0])
+        ["gpt", *map(version, ("ftfy", "spacy")), made_from], lambda encoder: encoder.word_ids(corpus.NEWLINE)[0])
     warn_of_unknown(ids.n_zero, len(ids))
     return encoder, *pretraining.hold_out(args, ids, valid_ids, args.n_ctx)
 

@@ -9,7 +9,7 @@ from toy import glue, stories
 
 DATASETS = ("rocstories", "sst2")  # the cloze, and whether a story goes well
 # those of the demonstration; the LSTM has about as many parameters as the Transformer's blocks
-SIZES, STORIES = demo.GPT, demo.STORIES
+SIZES, STORIES = demo.GPT, demo.STORIES["gpt"]
 LSTM_SIZES = {"architecture": "lstm", "n_embd": SIZES["n_embd"], "n_unit": 256}
 PRETRAIN = {name: value for name, value in demo.GPT_PRETRAIN.items() if name not in SIZES}
 FINETUNE = {name: value for name, value in demo.GPT_FINETUNE.items() if name not in SIZES}

@@ -22,7 +22,9 @@ def work(tmp_path_factory):
         patch.setattr(toy_models, "SIZES", {"n_embd": 16, "n_head": 2, "n_layer": 2})
         patch.setattr(toy_models, "LSTM_SIZES", {"architecture": "lstm", "n_embd": 16, "n_unit": 19})
         patch.setattr(toy_models, "PRETRAIN", toy_models.PRETRAIN | {"n_merges": 60, "n_warmup": 2})
-        for name, value in (("STORIES", {"n_text": 200, "n_cloze": 30, "n_topics": 4}), ("N_TRAIN", 24), ("N_DEV", 16)):
+        tiny = {"n_text": 200, "n_cloze": 30, "n_topics": 4}
+        assert toy_models.STORIES.keys() == tiny.keys()  # the demo's have the same form
+        for name, value in (("STORIES", tiny), ("N_TRAIN", 24), ("N_DEV", 16)):
             patch.setattr(toy_models, name, value)
         yield tmp_path_factory.mktemp("claims")
 

@@ -123,7 +123,7 @@ def test_the_readme_s_python_runs_as_it_stands(root, tmp_path, monkeypatch):
     monkeypatch.setattr(model_pytorch, "DEFAULT_CONFIG", SMALL)
     monkeypatch.setattr(model_pytorch.TransformerModel.__init__, "__defaults__", (93 + 40, 40))
     monkeypatch.setattr(model_pytorch.load_openai_pretrained_model, "__defaults__",
-                        (-1, -1, 2, 18, "./model/", "./", False))
+                        (-1, -1, 2, 18, "./model/", "./", False, None))
     monkeypatch.setitem(t5_pytorch.T5_CONFIGS, "small", T5_SIZES)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for block in blocks:

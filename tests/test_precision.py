@@ -174,7 +174,7 @@ def test_an_update_converts_each_weight_once(kind, plain):
     model = small_gpt() if kind == "gpt" else small_t5()
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and (".h." in name or "block" in name)
                 and "relative" not in name]
-    args = argparse.Namespace(plain=plain, lm_coef=0.5, label_smoothing=0.0)
+    args = argparse.Namespace(plain=plain, lm_coef=0.5, label_smoothing=0.0, checkpoint_activations=False)
     device, results, counts = torch.device("cpu"), [], []
 
     def tower(seed):

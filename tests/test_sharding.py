@@ -136,9 +136,9 @@ def test_every_script_ends_where_one_process_does(tmp_path, small_vocabulary, mo
     assert status == 0, err[-3000:]
     assert all(path.read_text() == text for path, text in expected.items())
     for kind in ("", "text_", "t5_", "t5_text_"):
-        assert costs(tmp_path, f"{kind}two")[-1] == pytest.approx(costs(tmp_path, f"{kind}one")[-1], abs=1e-4), kind
+        assert costs(tmp_path, f"{kind}two")[-1] == pytest.approx(costs(tmp_path, f"{kind}one")[-1], abs=1e-3), kind
         of_one, of_two = (tmp_path / "save" / f"{kind}{desc}" / "best_params" for desc in ("one", "two"))
-        same_parameters(of_two, of_one, 1e-5)
+        same_parameters(of_two, of_one, 1e-4)
     for folders in (("gpt_one", "gpt_two"), ("t5_one_out", "t5_two_out")):
         ours, theirs = ({path.name: path.stat().st_size for path in (tmp_path / name).iterdir()} for name in folders)
         assert ours == theirs

@@ -50,7 +50,8 @@ def test_a_processor_has_a_name_without_proc(monkeypatch):
 
 @pytest.mark.parametrize("name", ["a:b", "what?", "a|b"])
 def test_names_that_windows_cannot_store_are_refused_there(monkeypatch, name):
-    args = Namespace(desc=name, n_gpu=1, plain=False, compile=False, precision="fp32")
+    args = Namespace(desc=name, n_gpu=1, plain=False, compile=False, precision="fp32", shard=False,
+                     checkpoint_activations=False, dry_run=None)
     world = distributed.World(0, 1, torch.device("cpu"))
     options.check_run_options(args, world)
     monkeypatch.setattr(sys, "platform", "win32")

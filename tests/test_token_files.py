@@ -17,7 +17,7 @@ import pretrain
 import pretrain_t5
 from formats.errors import BadInput
 from formats.files import load_tensors
-from tasks import encoding
+from tasks.processes import encode_chunks
 from text_utils import TextEncoder
 from training import corpus, pretraining, token_files
 from training.loop import SeededOrders, Shuffled
@@ -154,7 +154,7 @@ def test_a_lost_process_loses_no_text(monkeypatch, capsys):
             return super().encode(texts)
 
     chunks = [[f"{i}", "x" * i] for i in range(30)]
-    found = list(encoding.encode_chunks(iter(chunks), Kills(), 2, np.int32))
+    found = list(encode_chunks(iter(chunks), Kills(), 2, np.int32))
     assert [ids.tolist() for ids, _ in found] == [[ord(c) for text in chunk for c in text] for chunk in chunks]
     assert "encoding goes on in one process" in capsys.readouterr().err
 

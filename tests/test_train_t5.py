@@ -128,7 +128,8 @@ def test_training_loss_is_the_original_s(golden, case, plain):
                feed_forward="gated-gelu" if gated else "relu", tie_logits=not gated)
     t5_pytorch.load_t5_pretrained_model(model, str(golden / "t5" / case / "checkpoint"))
     inputs, targets = (torch.from_numpy(z[k]).long() for k in ("inputs", "targets"))
-    loss = train_t5.training_loss(Namespace(plain=plain, label_smoothing=0.0), model, inputs, targets)
+    args = Namespace(plain=plain, label_smoothing=0.0, checkpoint_activations=False)
+    loss = train_t5.training_loss(args, model, inputs, targets)
     assert loss.item() == pytest.approx(float(z["loss_train"]), rel=1e-5)
     loss.backward()
     for name, p in model.named_parameters():

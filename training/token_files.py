@@ -17,7 +17,7 @@ import numpy as np
 from formats import locks, progress
 from formats.errors import BadInput, MissingInput, is_first_process, warn
 from formats.files import make_path, remove_leftovers, write_atomically
-from tasks.encoding import encode_chunks, n_cores
+from tasks.processes import encode_chunks, n_cores
 from training import corpus
 
 VERSION = 1         # of the files' form, and of what a text becomes
