@@ -168,6 +168,8 @@ def dry_run(args):
     n_target = 3  # choice1 and EOS
     if text_to_text.is_task(args):
         n_target = args.n_target or max(task.target_length for task in text_to_text.chosen(args).values())
+    elif args.form == "answer":
+        n_target = args.n_target or choosing.TARGET_LENGTH
     return plan.of_t5(args, model_config(args, 32100), args.n_ctx, n_target)
 
 

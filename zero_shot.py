@@ -306,7 +306,8 @@ class Task(NamedTuple):
 
 
 # The paper prints neither the figure's numbers nor the models that are its 1. These are the best results before GPT-1
-# in its tables 3 and 4, RACE's of nine models together (BiAttention MRU), and for DPRD that of Peng et al. (2015).
+# in its tables 3 and 4, RACE's of nine models together (BiAttention MRU), and for DPRD that of Peng et al. (2015): from
+# memory, and not checked against the papers. They move `normalised` alone.
 TASKS = {
     "sst2": Task("sentiment analysis", _read_sst2, sentiment_scores, "acc", 50, 93.2),
     "dpr": Task("winograd schema resolution", _read_dpr, pronoun_scores, "acc", 50, 76.4),

@@ -35,7 +35,7 @@ def report(args, results: list[grid.Result], n_layer: int) -> str:
         "# Layers transferred (GPT-1, figure 2 left)", "## Measured here" + ("" if real else ", on toy sets"),
         f"In percent, median and range of {args.seeds} seed(s) of fine-tuning.",
         grid.markdown(grid.table(results, args.datasets, names)), "![medians and ranges](layers.png)",
-        f"## The paper's\n\nFrom 0 to 12 layers: {known} (read off its plot by eye). Each layer adds.\n"])
+        f"## The paper's\n\nFrom 0 to 12 layers: {known} (a transcriber's estimates). Each layer adds.\n"])
     grid.write_report(args.out, "layers", text, results)
     lines = [Line(grid.heading(results, dataset), range(n_layer + 1),
                   [grid.values_of(results, dataset, name) for name in names])

@@ -8,5 +8,5 @@ TABLE_5 = {"cola": (45.4, 47.9, 18.9, 30.3), "sst2": (91.3, 92.0, 84.0, 90.5), "
            "qnli": (88.1, 86.9, 71.2, 81.1), "rte": (56.0, 54.4, 53.8, 54.6)}
 AVERAGES = (74.7, 75.0, 59.9, 69.1)  # as printed; the last column's mean is 69.16
 
-# figure 2, left: read off the plot by eye, as the paper prints no numbers: task -> (0 layers, 12 layers)
+# figure 2, left: a transcriber's estimates from the plot, as the paper prints no numbers: task -> (0 layers, 12 layers)
 FIGURE_2_LEFT = {"mnli": (72, 82), "race": (40, 60)}

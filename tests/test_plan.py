@@ -1,6 +1,7 @@
 """--dry_run: what an update takes, by count, is what a model takes; and docs/scale.md says what it counts."""
 
 import argparse
+import re
 
 import pytest
 import torch
@@ -117,6 +118,15 @@ def test_every_script_counts_without_data_and_weights(script, line, tmp_path, mo
     assert not list(tmp_path.iterdir())
     assert run_script(script.main, [*line, "--dry_run", "3", "--n_gpu", "2"]) == 2
     assert "--dry_run 3 processes share --n_gpu 2 towers" in capsys.readouterr().err
+
+
+def test_the_targets_of_candidate_answers_are_counted_as_long_as_they_may_be(capsys):
+    line = ["--from_scratch", "--model", "small", "--n_ctx", "9", *SIZES, "--dry_run", "1"]
+    said = []
+    for more in ([], ["--form", "answer"], ["--form", "answer", "--n_target", "17"]):
+        train_t5.main([*line, *more])
+        said += re.findall(r"targets of (\d+) tokens", capsys.readouterr().out)
+    assert said == ["3", "512", "17"]
 
 
 def plans(model):

@@ -358,13 +358,16 @@ def plain_log(tmp_path_factory):
 
 
 def test_two_processes_end_where_one_does(run):
-    settings = dict(n_gpu=2, n_batch=8, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0, n_iter=1, max_grad_norm=0)
+    settings = dict(n_gpu=2, n_batch=8, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0, n_iter=1, max_grad_norm=0,
+                    keep_at=[1, 3])
     run(**settings)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*launcher, pretrain.__file__, *run.argv(desc="two", model_dir=run.folder / "two", **settings)],
                    check=True, timeout=120, cwd=run.folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
     one, two = log_of(run.folder), log_of(run.folder, "two")
     assert len(two) == 1 and two[0]["va_cost"] == pytest.approx(one[0]["va_cost"], abs=1e-6)
+    assert [[path.name for path in sorted((run.folder / "save" / desc).glob("update_*"))]
+            for desc in ("tiny", "two")] == [["update_1", "update_3"]] * 2
     for i in range(10):
         files = [np.load(run.folder / desc / f"params_{i}.npy") for desc in ("out", "two")]
         # key biases have no gradient but rounding, by which Adam moves them as far as any

@@ -234,6 +234,14 @@ def test_a_process_that_waits_for_a_folder_nobody_makes_says_so(tmp_path, monkey
         token_files.wait_for(str(tmp_path / "absent"), "text")
 
 
+def test_a_process_that_waits_for_one_that_has_ended_says_so(tmp_path, text, small_blocks, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        encoded(tmp_path / "out", text[0], encoder=Dies(7))
+    monkeypatch.setattr(token_files, "STALLED", 0.3)
+    with pytest.raises(BadInput, match="text.json: the first process.* seems to have ended: start again"):
+        token_files.wait_for(str(tmp_path / "out"), "text")
+
+
 def test_a_full_disk_gets_one_line(tmp_path, text, small_blocks):
     os.makedirs(tmp_path / "out")
     os.symlink("/dev/full", tmp_path / "out" / "text.ids")

@@ -101,10 +101,11 @@ def encode_on_disk(args, world, folder, make_vocabulary, read_encoder, settings,
     elif not os.path.isdir(vocabulary):
         make_path(vocabulary)
         with locks.locked(place, "wait until it ends: what it makes is used then"):
-            shutil.rmtree(vocabulary + ".tmp", ignore_errors=True)
-            os.mkdir(vocabulary + ".tmp")
-            make_vocabulary(vocabulary + ".tmp")
-            os.replace(vocabulary + ".tmp", vocabulary)
+            if not os.path.isdir(vocabulary):  # another run may have made it just now
+                shutil.rmtree(vocabulary + ".tmp", ignore_errors=True)
+                os.mkdir(vocabulary + ".tmp")
+                make_vocabulary(vocabulary + ".tmp")
+                os.replace(vocabulary + ".tmp", vocabulary)
     shutil.copytree(vocabulary, folder, dirs_exist_ok=True)
     encoder = read_encoder(folder)
     for name, (place, paths) in texts.items():

@@ -6,6 +6,7 @@ it is noted there. So a preparation that was killed, or a file that was damaged,
 whole.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -25,6 +26,7 @@ CHUNK = 200_000     # characters that a process encodes at a time
 BLOCK = 80          # chunks: some ten seconds of one core
 PACKED = 4          # a packed text is about so many times as long
 PATIENCE = 60       # seconds that a process waits to see the first one begin
+STALLED = 3600      # and to see it get on: a vocabulary of 100 MB is learned in less
 
 
 class TokenFile:
@@ -99,7 +101,7 @@ def folder_of(folder, paths, *settings):
     """
     files = [(os.path.basename(path), os.path.getsize(path), os.stat(path).st_mtime_ns)
              for path in corpus.find_files(paths)]
-    return os.path.join(folder, f"{zlib.crc32(json.dumps([VERSION, files, settings]).encode()):08x}")
+    return os.path.join(folder, hashlib.sha256(json.dumps([VERSION, files, settings]).encode()).hexdigest()[:16])
 
 
 def encode(folder, name, paths, encoder, n_ids, line_end=None, n_processes=None):
@@ -137,13 +139,24 @@ def wait_for(folder, name):
     """Return when another process has encoded a text.
 
     Raises:
-        BadInput: after a minute there is no folder, as it is not on a disk that all processes share.
+        BadInput: after a minute there is no folder, as it is not on a disk that all processes share; or nothing has
+            come for an hour, as the other process has ended.
     """
-    path, began = os.path.join(folder, name + ".json"), time.monotonic()
-    while not (os.path.isfile(path) and _load(path)["complete"]):
-        if time.monotonic() - began > PATIENCE and not os.path.isdir(folder):
+    path, last, since = os.path.join(folder, name + ".json"), None, time.monotonic()
+    while True:
+        state = _load(path) if os.path.isfile(path) else None
+        if state is not None and state["complete"]:
+            return
+        now = state and len(state["blocks"])
+        if now != last:
+            last, since = now, time.monotonic()
+        waited = time.monotonic() - since
+        if waited > PATIENCE and not os.path.isdir(folder):
             raise BadInput(f"{folder}: the first process has written nothing there; --token_dir must be a folder that "
                            "all machines share")
+        if waited > STALLED:
+            raise BadInput(f"{path}: the first process, which encodes the text, has written nothing for "
+                           f"{waited / 60:.0f} minutes; it seems to have ended: start again, and it goes on there")
         time.sleep(0.5)
 
 
