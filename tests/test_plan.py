@@ -125,7 +125,7 @@ def test_the_targets_of_candidate_answers_are_counted_as_long_as_they_may_be(cap
     said = []
     for more in ([], ["--form", "answer"], ["--form", "answer", "--n_target", "17"]):
         train_t5.main([*line, *more])
-        said += re.findall(r"targets of (\d+) tokens", capsys.readouterr().out)
+        said += re.findall(r"targets of (\d+)", capsys.readouterr().out)
     assert said == ["3", "512", "17"]
 
 
