@@ -19,13 +19,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from formats.errors import BadInput, warn, warn_once
-from formats.gpt_files import read_pretrained
+from formats.errors import BadInput, warn_once
 from formats.gpt_weights import (  # noqa: F401 (offered from here too)
     export_hub_model,
     export_openai_model,
     load_openai_pretrained_model,
+    load_released,
     not_loaded,
+    read_with_settings,
     tf_name,
 )
 from formats.hub import local_folder
@@ -539,11 +540,10 @@ class LMModel(_TiedModel):
             MissingInput, BadInput: see read_pretrained; or the folder does not say how many heads there are.
         """
         path = local_folder(name, revision)
-        released, cfg = _released_and_settings(path)
-        model = filled(lambda: cls(cfg, released.n_vocab + released.n_ctx, released.n_ctx, return_probs),
-                       lambda model: _fill(model, released, path), dtype)
-        _warn_of_left_out(path, released.left_out)
-        return model.eval()
+        released, settings = read_with_settings(path)
+        cfg, rows = DEFAULT_CONFIG | settings, released.n_vocab + released.n_ctx
+        return filled(lambda: cls(cfg, rows, released.n_ctx, return_probs),
+                      lambda model: load_released(model, released, path), dtype).eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x int [b, t, 2] -> logits or probabilities [b, t, v]."""
@@ -605,19 +605,14 @@ class DoubleHeadModel(_TiedModel):
             MissingInput, BadInput: see LMModel.from_pretrained; or there is no clf_token.
         """
         path = local_folder(name, revision)
-        released, cfg = _released_and_settings(path)
-        tokens = released.n_vocab + n_special
+        released, settings = read_with_settings(path)
+        cfg, tokens = DEFAULT_CONFIG | settings, released.n_vocab + n_special
         if clf_token is None and n_special < 1 or clf_token is not None and not 0 <= clf_token < tokens:
             raise BadInput(f"clf_token is {clf_token}, expected an id from 0 to {tokens - 1} (with n_special "
                            f"{n_special}, the tokens in {path} are {released.n_vocab})")
         clf_token, rows = tokens - 1 if clf_token is None else clf_token, tokens + released.n_ctx
-        model = filled(lambda: cls(cfg, clf_token, task_head_type, rows, released.n_ctx),
-                       lambda model: _fill(model, released, path, n_special), dtype)
-        left_out = released.left_out
-        if released.choice_head and isinstance(model.task_head, MultipleChoiceHead):
-            left_out = [name for name in left_out if not name.startswith("multiple_choice_head.")]
-        _warn_of_left_out(path, left_out)
-        return model.eval()
+        return filled(lambda: cls(cfg, clf_token, task_head_type, rows, released.n_ctx),
+                      lambda model: load_released(model, released, path, n_special), dtype).eval()
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x int [b, c, t, 2] (or [b, t, 2]) -> lm_logits [b * c * (t - 1), v], task logits."""
@@ -632,30 +627,3 @@ class DoubleHeadModel(_TiedModel):
         """
         require_choices(self.task_head, x)
         return self.task_head(hidden_states_and_keep(self.transformer, x)[0], x)
-
-
-def _released_and_settings(path):
-    """Return the Released model at a path, and a cfg for a model of its sizes."""
-    released = read_pretrained(path)
-    if released.n_head is None:
-        raise BadInput(f"{path}: has no config.json, and its weights do not tell the number of heads (n_head) and the "
-                       "activation (afn); write one, or make the model and call load_openai_pretrained_model")
-    sizes = {name: getattr(released, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
-    return released, DEFAULT_CONFIG | sizes | released.dropouts
-
-
-def _fill(model, released, path, n_special=0):
-    """Copy a Released model into an LMModel or DoubleHeadModel; return the names of what it does not have."""
-    report = load_openai_pretrained_model(model, n_special=n_special, n_transfer=released.n_layer,
-                                          n_embd=released.n_embd, path=path, verbose=False, released=released)
-    names = not_loaded(model, report)
-    if released.choice_head and isinstance(getattr(model, "task_head", None), MultipleChoiceHead):
-        model.task_head.linear.load_state_dict(released.choice_head)
-        names = [name for name in names if not name.startswith("task_head.linear.")]
-    return names
-
-
-def _warn_of_left_out(path, names):
-    """Say which tensors of a file the model has no place for."""
-    if names:
-        warn(f"{path}: {', '.join(names)[:300]} left out, which this model does not have")

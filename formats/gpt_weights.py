@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from formats.errors import BadInput
+from formats.errors import BadInput, warn
 from formats.gpt_files import (
     ACTIVATIONS,
     Released,
@@ -24,7 +24,8 @@ from formats.gpt_files import (
 from formats.mapped import copy_into
 from formats.tensor_files import Report
 
-__all__ = ["export_hub_model", "export_openai_model", "load_openai_pretrained_model", "not_loaded", "tf_name"]
+__all__ = ["export_hub_model", "export_openai_model", "load_openai_pretrained_model", "load_released",
+           "not_loaded", "read_with_settings", "tf_name"]
 
 
 def tf_name(name: str) -> str:
@@ -111,6 +112,42 @@ def not_loaded(model: nn.Module, report: Report) -> list[str]:
     """Return the names of a model's parameters that load_openai_pretrained_model did not write, by what it returned."""
     loaded = set(report["loaded"])
     return [name for name, _ in model.named_parameters() if tf_name(name.removeprefix("transformer.")) not in loaded]
+
+
+def read_with_settings(path: str) -> tuple[Released, dict]:
+    """Return what read_pretrained returns of a path, and the settings of a model of its sizes by name.
+
+    Raises:
+        MissingInput, BadInput: see read_pretrained; or the files do not say how many heads there are.
+    """
+    released = read_pretrained(path)
+    if released.n_head is None:
+        raise BadInput(f"{path}: has no config.json, and its weights do not tell the number of heads (n_head) and the "
+                       "activation (afn); write one, or make the model and call load_openai_pretrained_model")
+    sizes = {name: getattr(released, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
+    return released, sizes | released.dropouts
+
+
+def load_released(model: nn.Module, released: Released, path: str, n_special: int = 0) -> list[str]:
+    """Copy all that a Released model has into an LMModel or DoubleHeadModel of its sizes, a head of the Hub's too.
+
+    Tensors that have no place in the model are named in a warning.
+
+    Args:
+        path: where it was read, for that line. n_special: rows between tokens and positions.
+    Returns:
+        names of the model's parameters that were not written.
+    """
+    report = load_openai_pretrained_model(model, n_special=n_special, n_transfer=released.n_layer,
+                                          n_embd=released.n_embd, path=path, verbose=False, released=released)
+    names, left_out, head = not_loaded(model, report), released.left_out, getattr(model, "task_head", None)
+    if released.choice_head and getattr(head, "is_in_hub_files", False):
+        head.linear.load_state_dict(released.choice_head)
+        names = [name for name in names if not name.startswith("task_head.linear.")]
+        left_out = [name for name in left_out if not name.startswith("multiple_choice_head.")]
+    if left_out:
+        warn(f"{path}: {', '.join(left_out)[:300]} left out, which this model does not have")
+    return names
 
 
 def _require_heads(model, released, path):
