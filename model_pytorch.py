@@ -25,7 +25,6 @@ from formats.gpt_weights import (  # noqa: F401 (offered from here too)
     export_openai_model,
     load_openai_pretrained_model,
     load_released,
-    not_loaded,
     read_with_settings,
     tf_name,
 )

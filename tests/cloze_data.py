@@ -3,6 +3,7 @@
 import csv
 
 import numpy as np
+from pretraining import argv
 
 from datasets import COLUMNS, TEST_FILE, VALID_FILE
 
@@ -48,3 +49,23 @@ def options(folder, data_dir, vocabulary, **changes):
         elif value is not None and value is not False:
             argv += [f"--{name}", str(value)]
     return argv
+
+
+def t5_line(folder, vocabulary, **settings):
+    """A function of changed options returning the command line of a tiny T5 run from scratch on such files.
+
+    Args:
+        folder: all files go there; it is the function's .folder. vocabulary: the bytes of a spiece.model.
+        settings: options by name that the runs have besides.
+    """
+    data_dir, model_dir = write_data_dir(folder / "data"), folder / "t5"
+    model_dir.mkdir()
+    (model_dir / "spiece.model").write_bytes(vocabulary)
+
+    def line(**changes):
+        usual = dict(data_dir=data_dir, model_dir=model_dir, from_scratch=True, n_valid=9, n_batch=4, n_gpu=2, n_iter=2,
+                     submission_dir=folder / "submission")
+        return argv(folder, usual | settings | changes)
+
+    line.folder = folder
+    return line

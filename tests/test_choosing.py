@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from cloze_data import rows, write_data_dir
-from pretraining import argv, stop_after
+from cloze_data import rows, t5_line, write_data_dir
+from pretraining import stop_after
 
 import opt
 import reproduce
@@ -36,18 +36,7 @@ def vocabulary():
 @pytest.fixture
 def setup(tmp_path, vocabulary):
     """A function of changed options that returns the command line of a tiny run from scratch."""
-    data_dir = write_data_dir(tmp_path / "data")
-    folder = tmp_path / "t5"
-    folder.mkdir()
-    (folder / "spiece.model").write_bytes(vocabulary)
-
-    def line(**changes):
-        settings = dict(data_dir=data_dir, model_dir=folder, from_scratch=True, n_valid=9, n_batch=4, n_gpu=2,
-                        n_iter=2, form="answer", submission_dir=tmp_path / "submission", **SIZES)
-        return argv(tmp_path, settings | changes)
-
-    line.folder = tmp_path
-    return line
+    return t5_line(tmp_path, vocabulary, form="answer", **SIZES)
 
 
 def log_of(setup, desc="tiny"):

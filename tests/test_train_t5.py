@@ -8,8 +8,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from cloze_data import rows, write_csv, write_data_dir
-from pretraining import argv
+from cloze_data import rows, t5_line, write_csv, write_data_dir
 
 import train_t5
 from datasets import COLUMNS, TEST_FILE, VALID_FILE
@@ -39,18 +38,7 @@ def vocabulary():
 @pytest.fixture
 def setup(tmp_path, vocabulary):
     """A function of changed options that returns the command line of a tiny run from scratch."""
-    data_dir = write_data_dir(tmp_path / "data")
-    folder = tmp_path / "t5"
-    folder.mkdir()
-    (folder / "spiece.model").write_bytes(vocabulary)
-
-    def line(**changes):
-        settings = dict(data_dir=data_dir, model_dir=folder, from_scratch=True, n_valid=9, n_batch=4, n_gpu=2,
-                        n_iter=2, submission_dir=tmp_path / "submission", **SIZES)
-        return argv(tmp_path, settings | changes)
-
-    line.folder = tmp_path
-    return line
+    return t5_line(tmp_path, vocabulary, **SIZES)
 
 
 def test_a_run_writes_log_parameters_submission_and_accuracies(setup, capsys):
