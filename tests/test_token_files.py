@@ -15,7 +15,7 @@ from pretraining import argv, stories, write_text
 
 import pretrain
 import pretrain_t5
-from formats.errors import BadInput
+from formats.errors import BadInput, warn_once
 from formats.files import load_tensors
 from tasks.processes import encode_chunks
 from text_utils import TextEncoder
@@ -145,6 +145,7 @@ def test_an_empty_text_and_a_bad_line_get_one_line(tmp_path, small_blocks):
 
 def test_a_lost_process_loses_no_text(monkeypatch, capsys):
     """The encoder kills the process that works for the parent, once."""
+    warn_once.cache_clear()  # another test may have lost a process too
     parent = os.getpid()
 
     class Kills(Letters):
