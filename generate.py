@@ -26,7 +26,7 @@ from ablations.lstm import load_language_model
 from fast.blas import forced_library
 from fast.devices import without_cudnn_attention
 from fast.known import knows
-from fast.matmul import linear
+from fast.matmul import WeightsAtRest, linear
 from fast.rates import say_where_bf16_is_slow
 from formats import progress, streams
 from formats.errors import BadInput, MissingInput, warn_once
@@ -191,8 +191,8 @@ def generate_gpt(model: LMModel, ids: torch.Tensor, n_tokens: int, temperature: 
     start = ids.size(1) - n_ctx // 2 if ids.size(1) > n_ctx else 0
     if ids.size(1) + n_tokens - 1 > n_ctx:
         warn_once(f"the text is longer than the context of {n_ctx} tokens; it is continued from its last {n_ctx // 2}")
-    with evaluation_mode(model):
-        words = model.transformer.embed.weight[:n_vocab]
+    with evaluation_mode(model), WeightsAtRest():
+        words = model.transformer.embed.weight  # and positions, which are few: the matrix itself may be at rest
         if torch.is_autocast_enabled(ids.device.type):
             words = words.to(torch.get_autocast_dtype(ids.device.type))  # once, not for every token
         cache = None
@@ -204,7 +204,7 @@ def generate_gpt(model: LMModel, ids: torch.Tensor, n_tokens: int, temperature: 
                 read = cache[0].length
                 h, _ = fast.gpt.hidden_states(model.transformer, with_positions(ids[:, start + read:], read, n_vocab),
                                               cache=cache)
-                logits = linear(h[:, -1], words)     # [b, d] x [d, n_vocab] -> [b, n_vocab]
+                logits = linear(h[:, -1], words)[:, :n_vocab]        # [b, d] x [d, rows] -> [b, n_vocab]
             else:
                 h = model.transformer(with_positions(ids[:, start:], 0, n_vocab))
                 logits = model.lm_head(h[:, -1:])[:, 0, :n_vocab]
@@ -407,20 +407,20 @@ def main(argv=None):
                        dtype).to(device).eval()
         respond_to = answer_prompts
     model = for_evaluation(model, args.precision)
-    if args.perplexity is not None:
-        print_perplexity(args, model, encoder)
-        return
     generator = torch.Generator(device).manual_seed(args.seed)
 
     def respond(encoded):
         return respond_to(args, model, encoder, encoded, generator)
 
-    if args.prompts is not None:
-        work_off(args, lines, encoder, respond)
-        return
-    for prompt in prompts(args):
-        for text in respond(encode_prompts(args, encoder, [prompt]))[0]:
-            print(text)
+    with WeightsAtRest():
+        if args.perplexity is not None:
+            print_perplexity(args, model, encoder)
+        elif args.prompts is not None:
+            work_off(args, lines, encoder, respond)
+        else:
+            for prompt in prompts(args):
+                for text in respond(encode_prompts(args, encoder, [prompt]))[0]:
+                    print(text)
 
 
 if __name__ == "__main__":

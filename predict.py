@@ -36,6 +36,7 @@ import fast.gpt
 import fast.t5
 from fast.devices import without_cudnn_attention
 from fast.known import knows
+from fast.matmul import WeightsAtRest
 from formats import progress
 from formats.errors import BadInput, warn
 from formats.files import write_atomically
@@ -157,9 +158,10 @@ def logits_of(finetuned: Finetuned, examples: Examples, n_batch: int = 32, preci
     device = next(model.parameters()).device
     task_logits = model.task_logits if plain else lambda x: fast.gpt.task_logits(model, x)
     found = []
-    for start in progress.bar(range(0, len(examples), n_batch), unit="batch", show=verbose):
-        rows = slice(start, min(start + n_batch, len(examples)))
-        found.append(task_logits(torch.from_numpy(examples.layout(rows).x).to(device)).float().cpu())
+    with WeightsAtRest():
+        for start in progress.bar(range(0, len(examples), n_batch), unit="batch", show=verbose):
+            rows = slice(start, min(start + n_batch, len(examples)))
+            found.append(task_logits(torch.from_numpy(examples.layout(rows).x).to(device)).float().cpu())
     return torch.cat(found)
 
 
@@ -247,15 +249,16 @@ def vectors_of(finetuned: Finetuned, texts: list[str], n_batch: int = 32, precis
                            "one at least: correct or remove the row")
     order, found = sorted(range(len(rows)), key=lambda i: -len(rows[i])), [None] * len(rows)
     is_fast = not plain and knows(model)
-    for start in progress.bar(range(0, len(order), n_batch), unit="batch", show=verbose):
-        numbers = order[start:start + n_batch]
-        some = explore.batch_of_ids(model, [list(map(int, rows[i])) for i in numbers])
-        if isinstance(model, T5):
-            states = fast.t5.encode(model, some.x, some.mask) if is_fast else model.encode(some.x, some.mask)
-        else:
-            states = fast.gpt.hidden_states(model.transformer, some.x)[0] if is_fast else model.transformer(some.x)
-        for i, vector in zip(numbers, explore.means(states, some.mask).float().cpu(), strict=True):
-            found[i] = vector
+    with WeightsAtRest():
+        for start in progress.bar(range(0, len(order), n_batch), unit="batch", show=verbose):
+            numbers = order[start:start + n_batch]
+            some = explore.batch_of_ids(model, [list(map(int, rows[i])) for i in numbers])
+            if isinstance(model, T5):
+                states = fast.t5.encode(model, some.x, some.mask) if is_fast else model.encode(some.x, some.mask)
+            else:
+                states = fast.gpt.hidden_states(model.transformer, some.x)[0] if is_fast else model.transformer(some.x)
+            for i, vector in zip(numbers, explore.means(states, some.mask).float().cpu(), strict=True):
+                found[i] = vector
     return torch.stack(found).numpy()
 
 

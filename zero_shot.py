@@ -33,6 +33,7 @@ import torch
 import explore
 import fast.gpt
 from fast.devices import without_cudnn_attention
+from fast.matmul import WeightsAtRest
 from formats import progress
 from formats.errors import BadInput, MissingInput, warn
 from formats.gpt_files import read_pretrained
@@ -90,7 +91,7 @@ def mean_log_probs(model: LMModel, examples: Sequence[Sequence[Scored]], n_batch
                                f"{n_ctx} tokens, the positions of the model")
     values = np.zeros((len(examples), len(examples[0]) if examples else 0))
     order = sorted(range(len(examples)), key=lambda i: max(len(text.ids) for text in examples[i]))
-    with evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad(), WeightsAtRest():
         for start in progress.bar(range(0, len(order), n_batch), unit="batch", show=verbose):
             numbers = order[start:start + n_batch]
             x, wanted = _layout([examples[i] for i in numbers], n_words)

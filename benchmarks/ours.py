@@ -12,6 +12,7 @@ import opt
 import t5_decoding
 from benchmarks import cases
 from benchmarks.cases import Work
+from fast.matmul import WeightsAtRest
 from generate import generate_gpt
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict
 from t5_pytorch import EOS, PAD, T5, shift_right
@@ -39,6 +40,17 @@ def gpt(case, n_ctx=None, kind=None):
         model = DoubleHeadModel(cfg, size["n_vocab"] + 2, "multiple_choice",
                                 size["n_vocab"] + cases.N_SPECIAL + cases.STORY_CTX, cases.STORY_CTX)
     return _strengthened(case, model, model.transformer.h)
+
+
+def at_rest(run):
+    """Decorate a function to have one WeightsAtRest for all its calls, as generate.py has for all its texts."""
+    rest = WeightsAtRest()
+
+    def run_at_rest():
+        with rest:
+            return run()
+
+    return run_at_rest
 
 
 def _strengthened(case, model, *parts):
@@ -116,6 +128,7 @@ def gpt_generate(case, plain=False, batch=1):
     size, ids = case.size, cases.prompts(case, batch)
     model = for_evaluation(gpt(case, n_ctx=cases.TEXT_CTX).eval(), case.precision)
 
+    @at_rest
     def run():
         return generate_gpt(model, ids, size["new_tokens"], cached=not plain)
 
@@ -195,6 +208,7 @@ def t5_decode(case, plain=False, batch=1, beams=1):
     model, new = for_evaluation(t5(case).eval(), case.precision), case.size["new_tokens"]
     decoding = t5_decoding if plain else fast.t5
 
+    @at_rest
     def run():
         if beams > 1:
             return decoding.beam_search(model, src, src != PAD, new, beams)

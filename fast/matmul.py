@@ -3,26 +3,32 @@
 For float32 on CPUs torch calls MKL, which on AMD's processors reaches less than oneDNN's rate, down to half of it, and
 reads a weight slowly when there are few rows; for bfloat16 it calls oneDNN. Where blas.py says so `matmul` takes
 oneDNN for float32 too, and for a single row MKL in several pieces (one_row). Measured on 2 cores of two AMD EPYCs with
-AVX-512, for the shapes of GPT-1: 1.1 to 3 times as fast from 64 rows on, 1.2 to 5 times for 1 to 8 rows.
+AVX-512, for the shapes of GPT-1: 1.1 to 3 times as fast from 64 rows on, 1.2 to 5 times for 1 to 8 rows. Where a weight
+meets many products and does not change, oneDNN has it laid out once (WeightsAtRest).
 `torch.backends.mkldnn.enabled = False` brings the plain path back.
 """
 
 import math
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fast.autograd import first_derivatives_only
-from fast.blas import in_force
+from fast.blas import in_force, maker
 from fast.devices import RandomState, repeats_random_numbers
 
 # oneDNN compiles a kernel for every number of rows it meets and keeps it: about 1 ms and 0.6 MB each.
 # Whoever has batches of ever new sizes rounds them up to a multiple of this.
 ROW_MULTIPLE = 32
 
-# Most rows for which a weight in bfloat16 is packed: the same packing slows products of 16 rows and more
-FEW_ROWS = 4
+# A weight at rest is packed when it meets this product, by which time about as much was lost as packing takes,
+PACKED_FROM = 8
+# for products of so many rows: from 2 to 1,280 rows no other number was measured to be faster.
+PACKED_FOR = 16
+# So many bytes are packed at most.
+MOST_PACKED = 2 ** 30
 
 # Into how many products that of one row is cut at most, see one_row: some give parts of the result, some are added up.
 ONE_ROW_PARTS, ONE_ROW_SUMS = 8, 2
@@ -42,12 +48,13 @@ def matmul(x, w, b=None):
 def _matmul(x, w, b, weight):
     """matmul; weight: whose entries w has, and which stays for more products than this one, or None."""
     rows = x.reshape(-1, x.shape[-1])                            # [..., k] -> [m, k]
-    if weight is not None and _reads_packed(rows, weight):
-        y = torch.ops.mkldnn._linear_pointwise.default(rows, packed(weight, w), b, "none", [], "")
-    elif not _onednn_takes(rows, w):
-        y = product("mkl", rows, w, b)
-    elif len(rows) == 1 and not torch.is_grad_enabled() and (w.is_contiguous() or w.t().is_contiguous()):
+    takes = _onednn_takes(rows, w)
+    if takes and len(rows) == 1 and not torch.is_grad_enabled() and (w.is_contiguous() or w.t().is_contiguous()):
         y = one_row(rows, w, b)
+    elif weight is not None and (laid_out := _packed(rows, w, weight, takes)) is not None:
+        y = torch.ops.mkldnn._linear_pointwise.default(rows, laid_out, b, "none", [], "")
+    elif not takes:
+        y = product("mkl", rows, w, b)
     elif 2 <= len(rows) <= 4 and b is None and w.stride(0) == 1 and w.shape[0] <= w.shape[1] \
             and not torch.is_grad_enabled():
         # Weights [n, k] that few rows meet, as in a beam search: MKL's other order takes half of oneDNN's time.
@@ -86,37 +93,69 @@ def linear(x, weight):
     return _matmul(x, weight.t(), None, weight)
 
 
-def _onednn_takes(x, w, dtype=torch.float32):
+def _onednn_takes(x, w):
+    return _is_for_onednn(x, w, torch.float32) and in_force() == "onednn"
+
+
+def _is_for_onednn(x, w, dtype):
     return not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu") \
         and x.dtype == w.dtype == dtype and x.device.type == w.device.type == "cpu" and x.numel() > 0 \
-        and in_force() == "onednn" and torch.backends.mkldnn.enabled
+        and torch.backends.mkldnn.enabled
 
 
-def _reads_packed(x, weight):
-    return len(x) <= FEW_ROWS and not torch.is_grad_enabled() and _onednn_takes(x, weight, torch.bfloat16) \
-        and not weight.is_inference() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+class WeightsAtRest:
+    """A context in which no weight of a model changes: whoever decodes or evaluates says so, and wants no gradients.
 
+    oneDNN sorts a weight into blocks for each product anew. Here a weight that meets several products is sorted once.
+    The results are the same bit for bit. The sorted weights, as large again as the model but at most MOST_PACKED, go
+    with the context, so that nobody meets old ones: `with WeightsAtRest(): ...`. Who keeps it and enters it again
+    vouches for the time in between as well. Inside of another one it does nothing.
 
-_packed = WeakTensorKeyDictionary()  # weight -> (its version, its address, the weight as oneDNN lays it out)
-
-
-def packed(weight, w):
-    """A weight in bfloat16 as oneDNN lays it out for few rows, made once and kept as long as the weight.
-
-    oneDNN multiplies in bfloat16 by pairs of rows, and sorts a weight anew for each product if it is not sorted yet.
-    Measured on an AMD EPYC for the models' shapes: 1.7 to 2.7 times as fast with one row, 1.4 to 2.4 with four; whole
-    decodings of one sequence take 0.83 (T5) and 0.67 (GPT) of the time, once the weights are packed.
+    Measured on two cores of an AMD EPYC, for the models' shapes: products of 8 to 32 rows are 1.3 to 1.6 times as fast
+    in float32 and 1.3 to 2.5 times in bfloat16, of 64 rows 1.2 to 1.4 times, of 640 rows 1.03 to 1.13 times.
 
     Args:
-        weight: who has the entries: a packing is made again when it has changed.
-        w: the same entries as [k, n].
+        packs: False for a model that is shared out, of which no process has the memory to keep all.
     """
-    state = weight._version, weight.data_ptr()
-    known = _packed.get(weight)
-    if known is None or known[:2] != state:
-        known = *state, torch.ops.mkldnn._reorder_linear_weight(w.t().contiguous(), 1)
-        _packed[weight] = known
-    return known[2]
+
+    def __init__(self, packs: bool = True):
+        self.packs, self.tokens = packs, []
+        self.met, self.packed = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+
+    def __enter__(self):
+        self.tokens.append(_rest.set(self) if self.packs and _rest.get() is None else None)
+        return self
+
+    def __exit__(self, *_):
+        token = self.tokens.pop()
+        if token is not None:
+            _rest.reset(token)
+
+    def packed_weight(self, w, weight):
+        """A weight, whose entries are w [k, n], as oneDNN lays it out; None if it has met too few products so far."""
+        laid_out = self.packed.get(weight)
+        if laid_out is None:
+            self.met[weight] = met = self.met.get(weight, 0) + 1
+            if met >= PACKED_FROM and sum(p.nbytes for p in [weight, *self.packed.keys()]) <= MOST_PACKED:
+                self.packed[weight] = laid_out = torch.ops.mkldnn._reorder_linear_weight(w.t(), PACKED_FOR)
+        return laid_out
+
+
+_rest = ContextVar("the weights at rest", default=None)
+
+
+def _packed(x, w, weight, takes_float32):
+    """The packed weight if there is one that this product may take, else None; see WeightsAtRest."""
+    rest = _rest.get()
+    if rest is None or torch.is_grad_enabled() or not (takes_float32 or _onednn_takes_bfloat16(x, w)):
+        return None
+    return rest.packed_weight(w, weight)
+
+
+def _onednn_takes_bfloat16(x, w):
+    """Whether torch multiplies in bfloat16 by oneDNN: by itself it does so on x86, whatever takes float32."""
+    return _is_for_onednn(x, w, torch.bfloat16) and (in_force() == "onednn" or maker() == "GenuineIntel") \
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def product(library, x, w, b=None):

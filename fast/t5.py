@@ -25,7 +25,7 @@ from fast.cross_entropy import linear_cross_entropy
 from fast.devices import moved, moved_to
 from fast.dropout import rate
 from fast.known import knows
-from fast.matmul import linear
+from fast.matmul import WeightsAtRest, linear
 from fast.packing import Packing
 from t5_pytorch import (
     MAX_DISTANCE,
@@ -341,9 +341,11 @@ def _decoder(model, src, prefix):
 
 def generate(model, src, *args, **kwargs):
     """As t5_decoding.generate, with cached keys and values."""
-    return t5_decoding.generate(model, src, *args, decoder=_decoder(model, src, kwargs.get("prefix")), **kwargs)
+    with WeightsAtRest():
+        return t5_decoding.generate(model, src, *args, decoder=_decoder(model, src, kwargs.get("prefix")), **kwargs)
 
 
 def beam_search(model, src, *args, **kwargs):
     """As t5_decoding.beam_search, with cached keys and values."""
-    return t5_decoding.beam_search(model, src, *args, decoder=_decoder(model, src, kwargs.get("prefix")), **kwargs)
+    with WeightsAtRest():
+        return t5_decoding.beam_search(model, src, *args, decoder=_decoder(model, src, kwargs.get("prefix")), **kwargs)

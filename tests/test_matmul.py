@@ -80,43 +80,85 @@ def test_one_row_is_read_in_pieces_where_nothing_is_learned(monkeypatch, n_in, n
     assert len(pieces) == 1  # a part of a larger matrix is left to oneDNN
 
 
+@pytest.fixture
+def packings(monkeypatch):
+    """A list that fills with the shapes of the weights that are packed."""
+    made, pack = [], torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight",
+                        lambda w, rows: made.append(tuple(w.shape)) or pack(w, rows))
+    return made
+
+
 @ONEDNN
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("rows", [1, 4])
-def test_a_weight_in_bfloat16_is_packed_once_and_again_when_it_has_changed(monkeypatch, rows, transposed):
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("transposed, bias", [(False, True), (False, False), (True, False)])
+@pytest.mark.parametrize("rows", [1, 3, 19, 67])
+def test_a_weight_at_rest_is_packed_once_and_gives_the_same_bits(packings, dtype, transposed, bias, rows):
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("oneDNN does not multiply in bfloat16 on this processor")
-    x, w, b = (t.detach().bfloat16() for t in operands((rows,), 37, 24, transposed, True))
-    weights, made = [torch.nn.Parameter(w)], []
-    packing = torch.ops.mkldnn._reorder_linear_weight
-    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *a: made.append(1) or packing(*a))
+    x, w, b = (None if t is None else t.detach().to(dtype) for t in operands((rows,), 37, 24, transposed, bias))
+    weight = torch.nn.Parameter(w)
 
     def product(x):
-        return linear(x, weights[0]) + b if transposed else matmul(x, *weights, b)
+        return linear(x, weight) if transposed else matmul(x, weight, b)
 
-    def right(y, x):
-        exact = x.double() @ (weights[0].double().t() if transposed else weights[0].double()) + b.double()
-        torch.testing.assert_close(y.double(), exact, rtol=1e-2, atol=3e-2)
-
-    right(product(x), x)
-    right(product(x.new_ones(5, 37)), x.new_ones(5, 37))
-    assert not made  # gradients are wanted
     with torch.no_grad():
-        right(product(x.new_ones(5, 37)), x.new_ones(5, 37))
-        assert not made  # more rows than few
-        for _ in range(2):
-            right(product(x), x)
-        assert made == [1]
-        with torch.inference_mode():
-            right(product(x), x)
-        weights[0].mul_(-2)
-        right(product(x), x)
-        weights[0].data = weights[0].data + 1
-        right(product(x), x)
-    assert made == [1, 1, 1]
-    known = len(matmul_module._packed)
-    weights.clear()
-    assert len(matmul_module._packed) == known - 1
+        expected = product(x)
+        exact = x.double() @ (w.double().t() if transposed else w.double()) + (b.double() if bias else 0)
+        close = dict(rtol=1e-2, atol=3e-2) if dtype == torch.bfloat16 else dict(rtol=1e-5, atol=1e-5)
+        for _ in range(20):
+            product(x)
+        assert not packings  # nobody has said that the weight stays
+        with matmul_module.WeightsAtRest():
+            for _ in range(matmul_module.PACKED_FROM - 1):
+                product(x)
+            assert not packings
+            with matmul_module.WeightsAtRest(), torch.inference_mode():  # the outer one goes on
+                found = [product(x) for _ in range(3)]
+            assert len(packings) == (0 if rows == 1 and dtype == torch.float32 else 1)
+            with torch.enable_grad():
+                assert product(x).requires_grad
+        few = 2 <= rows <= 4 and dtype == torch.float32 and transposed
+        for y in found:
+            torch.testing.assert_close(y.double(), exact, **close)
+            assert few or torch.equal(y, expected)  # else MKL's order is left for oneDNN's
+        weight.data.mul_(-2)  # of which autograd's version says nothing
+        torch.testing.assert_close(product(x), plain(x, weight.t() if transposed else weight, b), **close)
+        with matmul_module.WeightsAtRest():
+            for _ in range(matmul_module.PACKED_FROM + 1):
+                y = product(x)
+        torch.testing.assert_close(y, plain(x, weight.t() if transposed else weight, b), **close)
+
+
+@ONEDNN
+def test_a_rest_that_is_kept_packs_once_up_to_its_limit_and_forgets_what_is_gone(packings, monkeypatch):
+    weights = [torch.nn.Parameter(torch.randn(n, 12)) for n in (8, 9, 10)]
+    monkeypatch.setattr(matmul_module, "MOST_PACKED", 4 * 12 * (8 + 10))
+    x, rest = torch.randn(5, 12), matmul_module.WeightsAtRest()
+    with torch.no_grad():
+        for _ in range(3):
+            with rest:
+                for weight in (*weights, *weights) * matmul_module.PACKED_FROM:
+                    linear(x, weight)
+        assert packings == [(8, 12), (9, 12)]
+        del weights[0], weight
+        with rest:
+            for _ in range(3):
+                linear(x, weights[-1])
+        assert packings == [(8, 12), (9, 12)]  # 9 and 10 rows are still too many
+        del weights[0]
+        with rest:
+            linear(x, weights[-1])
+        assert packings == [(8, 12), (9, 12), (10, 12)]
+
+
+@ONEDNN
+def test_a_model_that_is_shared_out_is_not_packed(packings):
+    weight = torch.nn.Parameter(torch.randn(8, 12))
+    with torch.no_grad(), matmul_module.WeightsAtRest(packs=False):
+        for _ in range(matmul_module.PACKED_FROM + 2):
+            linear(torch.randn(5, 12), weight)
+    assert not packings
 
 
 @ONEDNN

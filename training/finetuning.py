@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fast.matmul import WeightsAtRest
 from formats import progress
 from formats.errors import BadInput
 from formats.files import write_atomically
@@ -56,11 +57,12 @@ def choose(logits_of, n_examples, n_choices, n_batch, world, verbose=False, desc
     """
     logits = torch.zeros(n_examples, n_choices, device=world.device)
     starts = world.share(range(0, n_examples, n_batch))
-    for start, counts in progress.bar(starts, unit="batch", desc=desc, show=verbose and world.is_first):
-        rows = slice(start, min(start + n_batch, n_examples))
-        found = logits_of(rows).float()
-        if counts:
-            logits[rows] = found
+    with WeightsAtRest(packs=not world.in_step):
+        for start, counts in progress.bar(starts, unit="batch", desc=desc, show=verbose and world.is_first):
+            rows = slice(start, min(start + n_batch, n_examples))
+            found = logits_of(rows).float()
+            if counts:
+                logits[rows] = found
     return world.sum(logits)
 
 

@@ -21,6 +21,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from fast import blas
+from fast.matmul import WeightsAtRest
 from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart, usual_memory
 from formats import progress
 from formats.errors import BadInput, warn
@@ -354,7 +355,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
 
     def log():
         model.eval()
-        with torch.no_grad(), world.together():
+        with torch.no_grad(), world.together(), WeightsAtRest(packs=not world.in_step):
             values, score = evaluate()
         require_finite({name: value for name, value in values.items() if value is not None})
         model.train()
