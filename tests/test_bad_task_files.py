@@ -124,8 +124,8 @@ def test_words_quotes_and_long_texts_are_text(file_of, small_vocabulary, form, s
     with open(path, "rb") as f:
         before = f.read()
     quote = {"rocstories": b"'"} | dict.fromkeys(IN_JSON, rb'\"')  # a field of CSV is quoted as a whole
-    after = re.sub(rb"\b(cat|mat|low|new|was)\b", lambda _: words[next(at) % len(words)].replace(b'"', quote.get(form, b'"')),
-                   before)
+    words_of_file = [word.replace(b'"', quote.get(form, b'"')) for word in words]
+    after = re.sub(rb"\b(cat|mat|low|new|was)\b", lambda _: words_of_file[next(at) % len(words)], before)
     with open(path, "wb") as f:
         f.write(after)
     read_again, task = read(), GPT_TASKS[form.split(".")[0]]
