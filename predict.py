@@ -47,7 +47,7 @@ from tasks.encoding import encode_split
 from tasks.examples import Examples
 from tasks.files import shown
 from tasks.fitting import fit
-from tasks.glue_files import Split
+from tasks.glue_files import GLUE_TASKS, Split
 from tasks.gpt_tasks import Task
 from tasks.own_data import COLUMNS, parse_columns, unlabelled
 from tasks.story_cloze import ENDINGS, SENTENCES
@@ -59,6 +59,7 @@ from utils import OneLineParser, require_ranges, run_script
 
 __all__ = ["predict", "vectors_of"]
 
+NLI_TASKS = ("snli", "scitail")  # whose files name their columns as MNLI's do
 OF_T5 = ("beams", "scores", "template", "decode_length")  # options of no use to a GPT
 
 
@@ -130,9 +131,11 @@ def rows_of(finetuned: Finetuned, source: Any, columns: dict | None = None) -> S
     general = COLUMNS.get(task.transformation, ())
     if task.transformation == "multiple_choice" and task.n_context == 1:
         general = (*general, *(f"choice{k}" for k in range(1, len(task.texts))))
-    joined = {}
-    if task.name == "rocstories":  # its file has the story in four columns
+    joined = {}  # what the columns are called in the task's own files
+    if task.name == "rocstories":  # which have the story in four columns
         joined = dict(zip(task.texts, (SENTENCES, *([ending] for ending in ENDINGS)), strict=True))
+    elif task.name in GLUE_TASKS or task.name in NLI_TASKS:
+        joined = {name: [column] for name, column in GLUE_TASKS.get(task.name, GLUE_TASKS["mnli"]).texts.items()}
     return unlabelled(source, task.texts, general if len(general) == len(task.texts) else task.texts, columns, joined)
 
 

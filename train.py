@@ -169,9 +169,22 @@ def task_logits(args, model, x):
     return fast.gpt.task_logits(model, x)
 
 
-def main(argv=None):
-    """Run what the options ask for, see the top of this file; return a loop.Outcome, None after --show, a
-    plan.Plan after --dry_run."""
+def main(argv=None, train=None, valid=None, test=None):
+    """Run what the options ask for, see the top of this file.
+
+    Args:
+        argv: the options' words; None: those of the command line.
+        train, valid, test: rows of one's own data (--dataset own) in the place of the files: each a DataFrame, a dict
+            of lists or a list of dicts.
+    Returns:
+        a loop.Outcome; None after --show, a plan.Plan after --dry_run.
+    """
+    with task_data.as_files(train=train, valid=valid, test=test) as words:
+        return main_of_files([*(sys.argv[1:] if argv is None else argv), *words])
+
+
+def main_of_files(argv):
+    """As main, where all data are in files."""
     args = parse_args(argv)
     if args.show is not None:
         show(args)

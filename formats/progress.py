@@ -13,15 +13,16 @@ with warnings.catch_warnings():  # a notebook without ipywidgets gets plain line
 
 SHORT = 3           # seconds; shorter work says nothing in a log file
 EVERY = 5           # percent between two lines in a log file
-EVERY_SECONDS = 60  # between two lines about work of unknown length, or inside other work
+EVERY_SECONDS = 60  # between two lines about work of unknown length, or inside other work; at first in other work
 
 
 def bar(items=None, *, unit, total=None, initial=0, desc=None, leave=False, show=True):
     """Return a progress bar: iterate over it, or use it as a context manager and call `update(n)`.
 
     On a terminal and in a notebook it is tqdm's, and appears after a second. Where standard error is no terminal, it
-    writes a plain line every five percent, and nothing about work of under 3 seconds. A bar inside the work of
-    another writes a line a minute. Where there is no standard error, it writes nothing.
+    writes a plain line every five percent, and nothing about work of under 3 seconds. Of long work it also writes one
+    after a minute, two minutes later, four minutes later and so on. A bar inside the work of another writes a line a
+    minute. Where there is no standard error, it writes nothing.
 
     Args:
         items: what to iterate over. total: how many there are, where `items` is absent or does not tell; None:
@@ -66,7 +67,7 @@ class Lines:
         if total is None and hasattr(items, "__len__"):
             total = len(items)
         self.items, self.unit, self.total, self.initial, self.desc = items, unit, total, initial, desc
-        self.n, self.postfix = initial, ""
+        self.n, self.postfix, self.patience = initial, "", EVERY_SECONDS
         self.stream, self.is_open, self.is_inside = stream, False, False
         self.begin = self.last_time = monotonic()
         self.last_step = self._step()
@@ -102,8 +103,10 @@ class Lines:
             return
         step, now = self._step(), monotonic()
         by_share = self.total and not self.is_inside
-        due = step > self.last_step if by_share else now - self.last_time >= EVERY_SECONDS
-        if due and now - self.begin >= SHORT:
+        late = now - self.last_time >= self.patience
+        if late and by_share:
+            self.patience *= 2
+        if (late or by_share and step > self.last_step) and now - self.begin >= SHORT:
             self.last_step, self.last_time = step, now
             self._write(now - self.begin)
 

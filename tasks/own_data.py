@@ -7,6 +7,7 @@
 Columns: `text`; `premise, hypothesis`; `text1, text2`; `context, choice1, choice2, ...`; and `label`.
 """
 
+import json
 import math
 import os
 import re
@@ -21,7 +22,7 @@ from tasks.files import open_csv, open_tsv, read_jsonl, require_text, shown
 from tasks.glue_files import Split
 from tasks.gpt_tasks import Task
 
-__all__ = ["COLUMNS", "KINDS", "own_examples", "own_task", "parse_columns", "unlabelled"]
+__all__ = ["COLUMNS", "KINDS", "own_examples", "own_task", "parse_columns", "unlabelled", "write_rows"]
 
 COLUMNS = {"classification": ("text",), "entailment": ("premise", "hypothesis"), "similarity": ("text1", "text2"),
            "multiple_choice": ("context",)}
@@ -298,3 +299,21 @@ def unlabelled(source: Any, texts: tuple[str, ...], general: tuple[str, ...], co
     kind = "multiple_choice" if names[0] == "context" else ""  # which refuses one choice more
     split, _, _ = _read(opened, kind, {**columns, "label": NO_LABEL}, names, needs_labels=False)
     return Split(split.path, dict(zip(texts, split.texts.values(), strict=True)), None, split.index)
+
+
+def write_rows(path: str, source: Any, name: str) -> str:
+    """Write rows from Python to a .jsonl file, and return its path.
+
+    Args:
+        source: a DataFrame, a dict of lists or a list of dicts. name: what it is called in messages.
+    Raises:
+        BadInput: it is none of these, empty, or holds a value that is no text, number, truth value or None.
+    """
+    with open(path, "w", encoding="utf-8") as f:
+        for number, row in _open(source, name).rows:
+            try:
+                f.write(json.dumps({str(column): value for column, value in row.items()},
+                                   default=lambda value: value.item()) + "\n")
+            except (AttributeError, TypeError, ValueError):
+                raise BadInput(f"{name}: row {number} is {shown(row, 150)}, expected texts and numbers") from None
+    return path

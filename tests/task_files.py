@@ -89,3 +89,39 @@ def write_task(folder, name):
             (folder / "SciTailV1.1" / "tsv_format" / f"scitail_1.0_{part}.tsv").write_text("".join(
                 "\t".join([*texts_of(i), ("entails", "neutral")[i % 2]]) + "\n" for i in range(n)))
     return str(folder)
+
+
+# another form of a task's files -> (task, {} of the path of a file, header, how its rows are made of
+# (number, text, text, label); a JSON object a line where there is no header but names)
+_SNLI = ["gold_label", *(f"sentence{k}_{what}" for what in ("binary_parse", "parse") for k in (1, 2)), "sentence1",
+         "sentence2", "captionID", "pairID", "label1"]
+OTHER_FORMS = {
+    "snli.txt": ("snli", "snli_1.0/snli_1.0_{}.txt", _SNLI, lambda i, a, b, y: [y, *"pppp", a, b, i, i, y]),
+    "snli.tsv": ("snli", "SNLI/{}.tsv", ["index", "captionID", "pairID", "sentence1", "sentence2", "label1",
+                                         "gold_label"], lambda i, a, b, y: [i, i, i, a, b, y, y]),
+    "scitail.snli": ("scitail", "SciTailV1.1/snli_format/scitail_1.0_{}.txt", None,
+                     lambda i, a, b, y: {"gold_label": y.replace("entails", "entailment"), "sentence1": a,
+                                         "sentence2": b}),
+    "scitail.predictor": ("scitail", "SciTailV1.1/predictor_format/scitail_1.0_structure_{}.jsonl", None,
+                          lambda i, a, b, y: {"gold_label": y, "sentence1": a, "sentence2": b, "answer": a}),
+    "scitail.dgem": ("scitail", "SciTailV1.1/dgem_format/scitail_1.0_structure_{}.tsv", [],
+                     lambda i, a, b, y: [a, b, y, "p"]),
+    "mrpc.txt": ("mrpc", "MRPC/msr_paraphrase_{}.txt", MRPC, lambda i, a, b, y: [y, i, i, a, b])}
+
+
+def write_form(folder, form):
+    """As write_task, in a form of OTHER_FORMS; or a task in its usual form. Return the task's name."""
+    if form not in OTHER_FORMS:
+        write_task(folder, form)
+        return form
+    name, path, header, row = OTHER_FORMS[form]
+    labels = {"mrpc": "10", "scitail": ("entails", "neutral")}.get(name, ("entailment", "neutral", "contradiction"))
+    parts = {"train": 24, "test": 7} if name == "mrpc" else SPLITS
+    for part, n in parts.items():
+        rows = [row(str(i), *texts_of(i), labels[i % len(labels)]) for i in range(n)]
+        lines = [json.dumps(r) for r in rows] if header is None else ["\t".join(r) for r in [header, *rows] if r]
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path.format(part)).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    if name == "mrpc":
+        (folder / "MRPC" / "dev_ids.tsv").write_text("".join(f"{i}\t{i}\n" for i in range(10, 20)))
+    return name

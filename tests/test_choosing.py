@@ -143,6 +143,13 @@ def test_the_answer_can_be_learned(setup, capsys):
     assert f"ROCStories Valid Accuracy: {best:.2f}\n" in capsys.readouterr().out
 
 
+def test_an_evaluation_converts_the_weights_once(setup, monkeypatch):
+    converted = []
+    monkeypatch.setattr(choosing, "for_evaluation", lambda model, precision: converted.append(precision) or model)
+    train_t5.main(setup(n_iter=2, precision="bf16", submit=True))
+    assert converted == ["bf16"] * 3  # after each epoch, and for the test split
+
+
 def test_towers_equal_one_big_batch_though_answers_differ_in_length(setup):
     for desc, n_batch, n_gpu in (("one", 8, 1), ("four", 2, 4)):
         train_t5.main(setup(desc=desc, n_batch=n_batch, n_gpu=n_gpu, dropout=0))

@@ -26,7 +26,7 @@ from cloze_data import rows, write_csv
 from conftest import write_small_vocabulary
 from safetensors.numpy import load_file, save_file
 from t5_vocabularies import write_tokenizer
-from task_files import texts_of, write_task
+from task_files import OTHER_FORMS, texts_of, write_form, write_task
 from test_own_data import write as write_own
 
 from datasets import _rocstories
@@ -36,8 +36,7 @@ from formats.gpt_files import _read_gpt_config, read_pretrained
 from formats.gpt_vocabulary import read_folder
 from model_pytorch import ACT_FNS, LMModel, dotdict, export_openai_model
 from t5_pytorch import T5, checkpoint_names, export_t5_model, load_t5_pretrained_model, read_t5_config
-from tasks.glue_files import GLUE_TASKS, read_glue
-from tasks.nli_files import read_snli
+from tasks.gpt_tasks import GPT_TASKS
 from tasks.own_data import own_examples
 from tasks.race_files import _questions
 from text_utils import SentencePieceEncoder, read_encoder, read_merges
@@ -130,16 +129,19 @@ def right_csv(loaded, honest):
         text.encode()
 
 
-def make_glue(name):
+def make_form(form):
+    """A function that writes the training file of a task in one of its forms, and what belongs to it."""
     def make(folder):
-        write_task(folder / "all", name)
-        (folder / "all" / GLUE_TASKS[name].folder / "train.tsv").rename(folder / "train.tsv")
+        name = write_form(folder / "all", form)
+        for path in GPT_TASKS[name].files(str(folder / "all"))["train"]:
+            os.replace(path, folder / os.path.basename(path))
         shutil.rmtree(folder / "all")
     return make
 
 
-def read_glue_of(name):
-    return lambda folder: read_glue(name, str(folder), "train")
+def read_form(form):
+    name = OTHER_FORMS[form][0] if form in OTHER_FORMS else form
+    return lambda folder: GPT_TASKS[name].read(str(folder), "train")
 
 
 def right_split(loaded, honest):
@@ -153,12 +155,6 @@ def right_split(loaded, honest):
     assert loaded.texts.keys() == honest.texts.keys()
     if any(label not in honest.labels for label in loaded.labels):  # another score, or the right number as text
         assert all(0 <= float(label) <= 5 for label in loaded.labels)
-
-
-def make_snli(folder):
-    write_task(folder / "all", "snli")
-    (folder / "all" / "snli_1.0" / "snli_1.0_train.jsonl").rename(folder / "snli_1.0_train.jsonl")
-    shutil.rmtree(folder / "all")
 
 
 def make_race(folder):
@@ -421,8 +417,8 @@ def right_checkpoint(loaded, honest):
 
 KINDS = {
     "csv": (make_csv, read_csv, right_csv),
-    **{f"glue's {name}": (make_glue(name), read_glue_of(name), right_split) for name in ("cola", "qqp", "stsb", "rte")},
-    "snli": (make_snli, lambda folder: read_snli(str(folder), "train"), right_split),
+    **{f"task {form}": (make_form(form), read_form(form), right_split)
+       for form in (*GPT_TASKS, *OTHER_FORMS) if form not in ("rocstories", "race")},
     "race": (make_race, lambda folder: list(_questions(str(folder / "1.txt"))), right_race),
     **{f"own {kind}": (make_own(f"own.{kind}"), read_own_of(f"own.{kind}"), right_own) for kind in (
         "csv", "tsv", "jsonl")},

@@ -6,17 +6,20 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from cloze_data import options, write_data_dir
+from task_files import write_task
 
 import explore
 import predict
 import train
 from formats.errors import BadInput, MissingInput
+from tasks.gpt_tasks import GPT_TASKS
 from training import finetuned
 from utils import run_script
 
@@ -194,6 +197,16 @@ def test_a_story_cloze_run_labels_endings(tmp_path, small_vocabulary):
     assert list(table) == ["label", "p_1", "p_2"] and set(table["label"]) <= {"1", "2"}
     own_names = dict(zip(("story", "ending1", "ending2"), new.values(), strict=True))
     pd.testing.assert_frame_equal(predict.predict(loaded, own_names), table)
+
+
+@pytest.mark.parametrize("name", [name for name in GPT_TASKS if name not in ("race", "scitail")])
+def test_a_task_s_own_test_file_holds_rows_to_label(tmp_path, name):
+    task, data_dir = GPT_TASKS[name], write_task(tmp_path, name)
+    known = {key: getattr(task, key) for key in ("name", "transformation", "texts", "classes", "score_range", "cut",
+                                                 "n_context")}
+    rows = predict.rows_of(SimpleNamespace(settings={"task": known}), task.files(data_dir)["test"][0])
+    more = {"n_valid": 9} if name == "rocstories" else {}
+    assert rows.texts == task.read(data_dir, "test", **more).texts and rows.labels is None
 
 
 def test_loading_needs_nothing_of_our_datasets_py(root, trained, tmp_path):

@@ -43,18 +43,28 @@ def log(capsys, monkeypatch):
 @pytest.mark.parametrize("total", [7, 19, 20, 21, 1000, 12345])
 def test_a_log_file_gets_a_line_every_five_percent(log, clock, total):
     for _ in progress.bar(range(total), unit="batch"):
-        clock[0] += 10
+        clock[0] += 59 * 20 / max(total, 20)
     lines = log().split("\n")[:-1]
-    assert len(lines) == min(total, 20) and lines[-1].startswith(f"batch: {total:,} of {total:,} (100%), 0.1/s, ")
+    assert len(lines) == min(total, 20) and lines[-1].startswith(f"batch: {total:,} of {total:,} (100%), ")
+
+
+def test_long_work_is_heard_of_before_its_first_five_percent(log, clock):
+    for _ in progress.bar(range(8235), unit="update"):
+        clock[0] += 84
+        if clock[0] - 100 > 3600:
+            break
+    lines = log().split("\n")[:-1]
+    assert [int(line.split()[1]) for line in lines] == [1, 3, 6, 12, 24]
+    assert lines[0] == "update: 1 of 8,235 (0%), 0.0119/s, 192:07:36 left"
 
 
 def test_a_line_tells_count_rate_and_estimate(log, clock):
     with progress.bar(total=2000, initial=1000, unit="update") as bar:
         for i in range(100):
-            clock[0] += 2
+            clock[0] += 0.5
             bar.set_postfix(loss=f"{i / 100:.2f}", refresh=False)
             bar.update()
-    assert log() == "update: 1,100 of 2,000 (55%), 0.5/s, 30:00 left, loss 0.99\n"
+    assert log() == "update: 1,100 of 2,000 (55%), 2/s, 07:30 left, loss 0.99\n"
 
 
 def test_bytes_are_counted_as_such(log, clock):
@@ -166,6 +176,15 @@ def test_a_run_writes_few_lines_into_a_log_file(tmp_path, small_vocabulary):
         err.seek(0)
         lines = err.read().split("\n")
     assert len(lines) < 45 and not re.search(r"[\r\x1b]|it/s", "".join(lines))
+
+
+def test_how_far_the_first_update_is_stands_in_a_log_file(tmp_path, small_vocabulary, capfd, monkeypatch):
+    seconds = iter(range(100, 10 ** 6, 25))  # between two looks at the clock
+    monkeypatch.setattr(progress, "monotonic", lambda: float(next(seconds)))
+    train.main(options(tmp_path, write_data_dir(tmp_path / "data"), small_vocabulary, n_batch=3, n_gpu=4, n_iter=1))
+    lines = [line for line in capfd.readouterr().err.split("\n") if line.startswith("first update: ")]
+    assert [line.split(",")[0] for line in lines] == ["first update: 3 of 4 (75%)"]
+    assert lines[0].endswith(" left")
 
 
 def test_every_bar_of_the_project_comes_from_one_place(root):

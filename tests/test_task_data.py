@@ -8,6 +8,7 @@ import re
 import zlib
 
 import numpy as np
+import pandas as pd
 import pytest
 from cloze_data import options
 from task_files import write_task
@@ -15,6 +16,7 @@ from test_own_data import write
 
 import train
 from datasets import rocstories
+from formats.errors import BadInput
 from model_pytorch import make_task_head
 from tasks import encoded_files, encoding
 from tasks.encoding import encode_texts
@@ -68,6 +70,27 @@ def test_own_data_train(tmp_path, argv, task):
     outcome = train.main(argv(dataset="own", task=task, train_file=path))
     metric = "va_pearson" if task == "similarity" else "va_acc"
     assert np.isfinite(outcome.log[metric]).all() and len(outcome.log)
+
+
+@pytest.mark.parametrize("task", OWN)
+def test_own_data_train_from_python(tmp_path, argv, task):
+    header, rows = OWN[task]
+    frame = pd.DataFrame(rows * 12, columns=[*header, "label"])
+    path = own_files(tmp_path, task)
+    of_files = train.main(argv(dataset="own", task=task, train_file=path, valid_file=path))
+    outcome = train.main(argv(dataset="own", task=task, desc="rows"), train=frame.to_dict("list"), valid=frame)
+    values = [name for name in of_files.log if name != "time"]
+    pd.testing.assert_frame_equal(outcome.log[values], of_files.log[values])
+    if task == "classification":  # numbers, and rows that no file could hold
+        numbers = frame.assign(label=frame["label"].map({"x": 1, "y": 2}))
+        outcome = train.main(argv(dataset="own", task=task, desc="numbers"), train=numbers)
+        described = json.loads((tmp_path / "save" / "numbers" / "task.json").read_text())
+        assert described["task"]["classes"] == ["1", "2"]
+        for source, message in ((3, "train is int, expected"), ([{"text": "a", "label": {1}}], "row 0 is")):
+            with pytest.raises(BadInput, match=message):
+                train.main(argv(dataset="own", task=task), train=source)
+        with pytest.raises(BadInput, match="--train_file is for your own data"):
+            train.main(argv(), train=frame)
 
 
 def shown(capsys, line):

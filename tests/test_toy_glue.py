@@ -70,9 +70,13 @@ def test_labels_say_what_the_stories_are():
     for texts, label in glue.examples("MRPC", 60, 1):
         (topic, _), (other, _) = (topic_and_outcome(text, topics) for text in texts)
         assert (topic == other) == bool(label)
-    for (story, wish), label in glue.examples("RTE", 60, 1):
-        same = topic_and_outcome(story, topics)[0] == topic_and_kind(wish, topics, "to")[0]
-        assert same == (label == "entailment")
+    same = {"entailment": [], "not_entailment": []}
+    for (story, wish), label in glue.examples("RTE", 400, 1):
+        told = story.split(". ")[0] + "."
+        assert told.split()[0] == wish.split()[0] and " wanted to " in wish
+        assert (re.sub("(wanted|hoped|decided) to", "wanted to", told) == wish) == (label == "entailment")
+        same[label].append(topic_and_outcome(story, topics)[0] == topic_and_kind(wish, topics, "to")[0])
+    assert all(same["entailment"]) and 0.15 < np.mean(same["not_entailment"]) < 0.35
     for texts, label in glue.examples("STS-B", 60, 1):
         (topic, good), (other, other_good) = (topic_and_outcome(text, topics) for text in texts)
         assert float(label) == 3.25 * (topic == other) + 1.75 * (good == other_good)

@@ -14,6 +14,7 @@ which is judged by the texts that the model generates, and so are pairs of one's
 import json
 import os
 import zlib
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -154,18 +155,19 @@ def finetune(args, model, encoder, world, optimizer, training_loss, log_probs, v
         src, targets = (answering.pad([ids[i] for i in rows]) for ids in (train.inputs, right))
         return training_loss(src, targets) * (targets.shape[1] / longest)
 
-    def logits(name):
-        converted, split = for_evaluation(model, args.precision), splits[name]
+    def logits(*names):
+        """Logits [n, c] of each of some splits, the weights converted once for all of them."""
+        converted = for_evaluation(model, args.precision)
 
-        def of(rows):
+        def of(split, rows):
             candidates = pad_candidates(split.targets[rows])
             found = log_probs(converted, answering.pad(split.inputs[rows]), candidates)
             return score(args, found.float(), candidates.to(found.device))
 
-        return finetuning.choose(of, len(split.inputs), len(split.targets[0]), args.n_batch * args.n_gpu, world, True)
+        return [finetuning.choose(partial(of, split), len(split.inputs), len(split.targets[0]),
+                                  args.n_batch * args.n_gpu, world, True) for split in map(splits.get, names)]
 
-    evaluate = finetuning.make_evaluation(args, lambda name: logits({"train": "train part"}.get(name, name)),
-                                          train.labels, valid.labels)
+    evaluate = finetuning.make_evaluation(args, partial(logits, "train part", "valid"), train.labels, valid.labels)
     n_train, n_iter = len(train.inputs), args.n_iter
     if args.n_updates == 0:  # for evaluation alone, which takes nothing from it
         n_train = args.n_batch * args.n_gpu
@@ -174,11 +176,11 @@ def finetune(args, model, encoder, world, optimizer, training_loss, log_probs, v
     loop.train(args, model, optimizer, loop.draw_orders(n_iter, n_train), tower_loss, evaluate, world,
                fingerprint_of(args, splits), vocabulary, files, n_updates=args.n_updates, eval_every=args.eval_every)
     if args.dataset == "rocstories":
-        return finetuning.finish(args, model, encoder, world, lambda: logits("test"), splits["test"].labels)
+        return finetuning.finish(args, model, encoder, world, lambda: logits("test")[0], splits["test"].labels)
     finetuning.load_best(args, model, world)
     accuracies, paths = {}, {}
     if args.submit and "test" in splits:
-        found, labels = logits("test"), splits["test"].labels
+        (found,), labels = logits("test"), splits["test"].labels
         accuracies = {} if labels is None else {"test": finetuning.cost_and_accuracy(found, labels)[1]}
         paths = {"submission": os.path.join(args.submission_dir, file_name(args.dataset, "test"))}
         if world.is_first:

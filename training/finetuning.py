@@ -119,18 +119,19 @@ def make_task_evaluation(args, task, splits, logits_of):
     return evaluate
 
 
-def make_evaluation(args, logits_of_split, train_labels, valid_labels):
+def make_evaluation(args, logits_of_both, train_labels, valid_labels):
     """Return the function that loop.train calls to evaluate.
 
     As in the original, the training part is represented by its first n_valid examples.
 
     Args:
-        logits_of_split: function of 'train' (its first n_valid examples) or 'valid' returning [n, c] logits.
+        logits_of_both: function returning the [n, c] logits of the first n_valid training examples, and of valid's.
         train_labels, valid_labels: int [n], all of them.
     """
     def evaluate():
-        tr_cost, tr_acc = cost_and_accuracy(logits_of_split("train"), train_labels[:args.n_valid])
-        va_cost, va_acc = cost_and_accuracy(logits_of_split("valid"), valid_labels)
+        of_train, of_valid = logits_of_both()
+        tr_cost, tr_acc = cost_and_accuracy(of_train, train_labels[:args.n_valid])
+        va_cost, va_acc = cost_and_accuracy(of_valid, valid_labels)
         return dict(tr_cost=tr_cost, va_cost=va_cost, tr_acc=tr_acc, va_acc=va_acc), va_acc
 
     return evaluate

@@ -397,8 +397,10 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
             # the sum over several towers has a place that stays
             optimizer.zero_grad(set_to_none=len(towers) == 1 or world.in_step)
             total_loss = torch.zeros((), device=world.device)
+            # of a large model a tower may take long, and the bar of the updates stands still until the first one
+            tells = world.is_first and state["n_updates"] == begin
             with one_update(world.device), world.together():
-                for tower, counts in towers:
+                for tower, counts in progress.bar(towers, unit="tower", desc="first update", show=tells):
                     total_loss += mean_loss(tower, counts)
             loss = world.sum(total_loss).item()
             if not math.isfinite(loss):

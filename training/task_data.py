@@ -1,14 +1,17 @@
 """A task's data for GPT from the command line: its options, its splits read, encoded and kept, --show."""
 
+import contextlib
 import json
 import os
 import re
+import tempfile
 import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from formats.errors import BadInput, MissingInput, warn
+from formats.files import make_path
 from tasks import encoded_files
 from tasks.encoding import encode_split, first_examples
 from tasks.examples import Examples
@@ -16,7 +19,7 @@ from tasks.fitting import fit, needed
 from tasks.glue_files import Split
 from tasks.gpt_tasks import GPT_TASKS, Task, check_sizes
 from tasks.layout import SPECIAL
-from tasks.own_data import COLUMNS, KINDS, own_examples, own_task, parse_columns
+from tasks.own_data import COLUMNS, KINDS, own_examples, own_task, parse_columns, write_rows
 from utils import require_ranges
 
 OWN = "own"
@@ -71,6 +74,19 @@ def check_data_options(args):
         if getattr(args, name) is None:
             raise BadInput(f"--dataset own needs --{name}" + (f": {', '.join(COLUMNS)}" if name == "task" else ""))
     parse_columns(args.columns, args.task)
+
+
+@contextlib.contextmanager
+def as_files(**rows):
+    """Yield the options that name the files of one's own data from Python; the files go when the run has ended.
+
+    Args:
+        rows: train, valid and test, each what own_data.write_rows takes, or None.
+    """
+    given = {name: source for name, source in rows.items() if source is not None}
+    with tempfile.TemporaryDirectory() if given else contextlib.nullcontext() as folder:
+        yield [word for name, source in given.items() for word in (
+            f"--{name}_file", write_rows(make_path(os.path.join(folder, "rows", f"{name}.jsonl")), source, name))]
 
 
 def _paths(args):
