@@ -116,6 +116,28 @@ def attention(m, x, k, v, bias=None, packing=None):
     return dense(m.o, a.transpose(1, 2).flatten(2))                             # -> [b, t, h*k] -> [b, t, d]
 
 
+def attention_to_states(m, x, states, bias=None):
+    """As attention(m, x, *keys_values(m, states), bias), without making keys and values of all positions.
+
+    The two projections go to the other side of the products: q @ (states @ W).T = (q @ W.T) @ states.T. It takes as
+    many products of weights as x has positions, and attention over vectors of width d instead of k, once for each head.
+
+    Args:
+        x: [b, t, d]; states: [b, j, d]. bias: broadcastable to [b, 1, h*t, j].
+    Returns:
+        [b, t, d].
+    """
+    b, t, h = *x.shape[:2], m.heads
+    w_k, w_v = (part.weight.unflatten(0, (h, -1)) for part in (m.k, m.v))       # [h*k, d] -> [h, k, d]
+    q = dense(m.q, x).view(b * t, h, -1).transpose(0, 1)                        # [b, t, h*k] -> [h, b*t, k]
+    q = (q @ w_k).view(h, b, t, -1).transpose(0, 1).reshape(b, 1, h * t, -1)    # [h, b*t, d] -> [b, 1, h*t, d]
+    bias = None if bias is None else bias.to(q.dtype)
+    a = F.scaled_dot_product_attention(q, states[:, None], states[:, None], attn_mask=bias, scale=1.0)
+    a = a.view(b, h, t, -1).transpose(0, 1).reshape(h, b * t, -1)               # [b, 1, h*t, d] -> [h, b*t, d]
+    a = (a @ w_v.mT).transpose(0, 1).reshape(b, t, -1)                          # [h, b*t, k] -> [b, t, h*k]
+    return dense(m.o, a)
+
+
 def dense_relu_dense(m, x, packing=None):
     """As DenseReluDense; x: [b, t, d], or [n, d] with its packing -> the same shape."""
     if m.gated:
@@ -130,7 +152,7 @@ def block(m, x, bias, memory=None, memory_bias=None, packing=None, cache=None):
 
     Args:
         x: [b, t, d], or [n, d] with its packing. bias: as attention's.
-        memory: keys and values of the encoder's output, in a decoder.
+        memory: keys and values of the encoder's output, in a decoder; or that output itself [b, s, d].
         cache: KeysValues of earlier positions, which x sees too and is added to.
     Returns:
         The shape of x.
@@ -143,7 +165,11 @@ def block(m, x, bias, memory=None, memory_bias=None, packing=None, cache=None):
     x = x + dropout(first.dropout, attention(first.SelfAttention, y, k, v, bias, packing), packing)
     if memory is not None:
         cross = m.layer[1]
-        y = attention(cross.EncDecAttention, norm(cross.layer_norm, x), *memory, memory_bias, packing)
+        y = norm(cross.layer_norm, x)
+        if torch.is_tensor(memory):
+            y = attention_to_states(cross.EncDecAttention, y, memory, memory_bias)
+        else:
+            y = attention(cross.EncDecAttention, y, *memory, memory_bias, packing)
         x = x + dropout(cross.dropout, y, packing)
     last = m.layer[-1]
     y = dense_relu_dense(last.DenseReluDense, norm(last.layer_norm, x), packing)
@@ -275,13 +301,14 @@ class Decoder:
 
     Args:
         model: a T5; src: int [b, s]; mask: bool [b, s] or None; length: most positions; beams: n.
+        states_for: steps that attend to the encoder's output itself, before keys and values are made of it.
     """
 
-    def __init__(self, model, src, mask, length, beams=1):
-        self.model, self.beams, self.length, self.position = model, beams, length, 0
-        memory = encode(model, src, mask)
-        self.memory = [keys_values(part.layer[1].EncDecAttention, memory) for part in model.decoder.block]
-        self.memory_bias = None if mask is None else additive(mask, memory.dtype)
+    def __init__(self, model, src, mask, length, beams=1, states_for=0):
+        self.model, self.beams, self.length, self.position, self.states_for = model, beams, length, 0, states_for
+        states = encode(model, src, mask)
+        self.memory = [states] * len(model.decoder.block)
+        self.memory_bias = None if mask is None else additive(mask, states.dtype)
         self.caches = [KeysValues(length * beams) for _ in model.decoder.block]
         self.size, self.bias, self.past = 0, None, None
         if beams > 1:
@@ -300,6 +327,9 @@ class Decoder:
         model, n, end = self.model, self.beams, (self.position + 1) * self.beams
         if self.position == self.size:
             self._grow()
+        if self.position == self.states_for:
+            self.memory = [keys_values(part.layer[1].EncDecAttention, states)
+                           for part, states in zip(model.decoder.block, self.memory, strict=True)]
         bias = self.bias[..., (self.size - self.position - 1) * n:]             # [1, h, 1, end]
         if n > 1:
             if parents is not None:
@@ -315,7 +345,10 @@ class Decoder:
 
     def keep(self, rows):
         """Go on with some of the sources alone; rows: int [number of them]."""
-        self.memory = [(k[rows], v[rows]) for k, v in self.memory]
+        if self.position <= self.states_for:
+            self.memory = [self.memory[0][rows]] * len(self.memory)
+        else:
+            self.memory = [(k[rows], v[rows]) for k, v in self.memory]
         self.memory_bias = None if self.memory_bias is None else self.memory_bias[rows]
         self.past = None if self.past is None else self.past[rows]
         for cache in self.caches:
