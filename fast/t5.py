@@ -70,9 +70,9 @@ def relative_bias(table, queries, length, bidirectional, max_distance=MAX_DISTAN
     """
     relative = torch.arange(1 - length, queries, device="cpu")  # memory - query; on the CPU, so that rounding is known
     bucket = relative_position_bucket(relative, bidirectional, len(table), max_distance)
-    by_distance = F.embedding(moved(bucket, table.device), table).t()             # [t+j-1, h] -> [h, t+j-1]
+    by_distance = F.embedding(moved(bucket, table.device), table).t().contiguous()  # [t+j-1, h] -> [h, t+j-1]
     # The last query sees the first j distances, the one before it those from the second on: unfold
-    # lists these windows, flip puts the first query first.
+    # lists these windows, flip puts the first query first. Attention copies a bias whose j do not lie side by side.
     return by_distance.unfold(-1, length, 1).flip(1)[None]   # [h, t+j-1] -> [h, t, j] -> [1, h, t, j]
 
 
@@ -143,7 +143,7 @@ def dense_relu_dense(m, x, packing=None):
     if m.gated:
         hidden = F.gelu(dense(m.wi_0, x), approximate="tanh") * dense(m.wi_1, x)  # [..., d] -> [..., f]
     else:
-        hidden = F.relu(dense(m.wi, x))
+        hidden = F.relu(dense(m.wi, x), inplace=not torch.is_grad_enabled())
     return dense(m.wo, dropout(m.dropout, hidden, packing))
 
 
