@@ -18,7 +18,7 @@ import torch
 
 from fast.memory import give_back_free_pages, keep_freed_memory, lay_large_blocks_apart
 from t5_pytorch import EOS, PAD, T5_CONFIGS
-from training.answering import pad
+from training.answering import batches, pad
 from training.precision import one_update
 from training.span_corruption import corrupt, random_spans_helper
 
@@ -214,16 +214,16 @@ def answered(case, kind):
     return sources, torch.from_numpy(np.clip(lengths, 2, longest).astype(np.int64))
 
 
-def answered_batches(case, sources, lengths, ordered):
+def answered_batches(case, sources, lengths, ordered, n_most=0):
     """Yield (numbers of the rows [b], src [b, s] padded with PAD, their lengths [b]), the batches of an evaluation.
 
     Args:
         ordered: the longest sources first; else in the file's order.
+        n_most: rows of a batch of short sources, ordered ones; see answering.batches.
     """
     batch = case.size["answered"]["batch"]
-    order = sorted(range(len(sources)), key=lambda i: -len(sources[i])) if ordered else list(range(len(sources)))
-    for start in range(0, len(order), batch):
-        rows = torch.tensor(order[start:start + batch])
+    for rows in batches(sources, batch, n_most) if ordered else torch.arange(len(sources)).split(batch):
+        rows = torch.as_tensor(rows)
         yield rows, pad([sources[i] for i in rows]).to(case.device), lengths[rows].to(case.device)
 
 

@@ -16,6 +16,7 @@ from fast.matmul import WeightsAtRest
 from generate import generate_gpt
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict
 from t5_pytorch import EOS, PAD, T5, shift_right
+from training.answering import ROWS
 from training.precision import for_evaluation
 
 LM_COEF, Z_LOSS = 0.5, 1e-4
@@ -222,8 +223,8 @@ def t5_decode(case, plain=False, batch=1, beams=1):
 class EndingDecoder(fast.t5.Decoder):
     """A Decoder whose rows end after so many tokens each, as random weights end nowhere; lengths: int [b]."""
 
-    def __init__(self, lengths, *args):
-        super().__init__(*args)
+    def __init__(self, lengths, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.lengths = lengths
 
     def step(self, tokens, parents=None):
@@ -247,7 +248,8 @@ def t5_answers(case, plain=False, kind="labels", beams=1, leave=True):
 
     def run():
         answers = torch.zeros(len(sources), longest, dtype=torch.int64)
-        for rows, src, of_rows in cases.answered_batches(case, sources, lengths, ordered=True):
+        n_most = ROWS // beams if leave else 0
+        for rows, src, of_rows in cases.answered_batches(case, sources, lengths, ordered=True, n_most=n_most):
             given = dict(max_length=longest, decoder=partial(EndingDecoder, of_rows))
             ids = (decoding.generate(model, src, src != PAD, **given) if beams == 1 else
                    decoding.beam_search(model, src, src != PAD, beams=beams, alpha=0.6, **given))

@@ -38,6 +38,8 @@ from t5_pytorch import (
     shift_right,
 )
 
+PART = 2048  # positions that encode_in_parts takes at a time
+
 
 def dropout(m, x, packing=None):
     """As SequenceDropout: one mask for all positions of a sequence. x: [b, t, d], or [n, d] with its packing."""
@@ -70,9 +72,9 @@ def relative_bias(table, queries, length, bidirectional, max_distance=MAX_DISTAN
     """
     relative = torch.arange(1 - length, queries, device="cpu")  # memory - query; on the CPU, so that rounding is known
     bucket = relative_position_bucket(relative, bidirectional, len(table), max_distance)
-    by_distance = F.embedding(moved(bucket, table.device), table).t()             # [t+j-1, h] -> [h, t+j-1]
+    by_distance = F.embedding(moved(bucket, table.device), table).t().contiguous()  # [t+j-1, h] -> [h, t+j-1]
     # The last query sees the first j distances, the one before it those from the second on: unfold
-    # lists these windows, flip puts the first query first.
+    # lists these windows, flip puts the first query first. Attention copies a bias whose j do not lie side by side.
     return by_distance.unfold(-1, length, 1).flip(1)[None]   # [h, t+j-1] -> [h, t, j] -> [1, h, t, j]
 
 
@@ -116,12 +118,34 @@ def attention(m, x, k, v, bias=None, packing=None):
     return dense(m.o, a.transpose(1, 2).flatten(2))                             # -> [b, t, h*k] -> [b, t, d]
 
 
+def attention_to_states(m, x, states, bias=None):
+    """As attention(m, x, *keys_values(m, states), bias), without making keys and values of all positions.
+
+    The two projections go to the other side of the products: q @ (states @ W).T = (q @ W.T) @ states.T. It takes as
+    many products of weights as x has positions, and attention over vectors of width d instead of k, once for each head.
+
+    Args:
+        x: [b, t, d]; states: [b, j, d]. bias: broadcastable to [b, 1, h*t, j].
+    Returns:
+        [b, t, d].
+    """
+    b, t, h = *x.shape[:2], m.heads
+    w_k, w_v = (part.weight.unflatten(0, (h, -1)) for part in (m.k, m.v))       # [h*k, d] -> [h, k, d]
+    q = dense(m.q, x).view(b * t, h, -1).transpose(0, 1)                        # [b, t, h*k] -> [h, b*t, k]
+    q = (q @ w_k).view(h, b, t, -1).transpose(0, 1).reshape(b, 1, h * t, -1)    # [h, b*t, d] -> [b, 1, h*t, d]
+    bias = None if bias is None else bias.to(q.dtype)
+    a = F.scaled_dot_product_attention(q, states[:, None], states[:, None], attn_mask=bias, scale=1.0)
+    a = a.view(b, h, t, -1).transpose(0, 1).reshape(h, b * t, -1)               # [b, 1, h*t, d] -> [h, b*t, d]
+    a = (a @ w_v.mT).transpose(0, 1).reshape(b, t, -1)                          # [h, b*t, k] -> [b, t, h*k]
+    return dense(m.o, a)
+
+
 def dense_relu_dense(m, x, packing=None):
     """As DenseReluDense; x: [b, t, d], or [n, d] with its packing -> the same shape."""
     if m.gated:
         hidden = F.gelu(dense(m.wi_0, x), approximate="tanh") * dense(m.wi_1, x)  # [..., d] -> [..., f]
     else:
-        hidden = F.relu(dense(m.wi, x))
+        hidden = F.relu(dense(m.wi, x), inplace=not torch.is_grad_enabled())
     return dense(m.wo, dropout(m.dropout, hidden, packing))
 
 
@@ -130,7 +154,7 @@ def block(m, x, bias, memory=None, memory_bias=None, packing=None, cache=None):
 
     Args:
         x: [b, t, d], or [n, d] with its packing. bias: as attention's.
-        memory: keys and values of the encoder's output, in a decoder.
+        memory: keys and values of the encoder's output, in a decoder; or that output itself [b, s, d].
         cache: KeysValues of earlier positions, which x sees too and is added to.
     Returns:
         The shape of x.
@@ -143,7 +167,11 @@ def block(m, x, bias, memory=None, memory_bias=None, packing=None, cache=None):
     x = x + dropout(first.dropout, attention(first.SelfAttention, y, k, v, bias, packing), packing)
     if memory is not None:
         cross = m.layer[1]
-        y = attention(cross.EncDecAttention, norm(cross.layer_norm, x), *memory, memory_bias, packing)
+        y = norm(cross.layer_norm, x)
+        if torch.is_tensor(memory):
+            y = attention_to_states(cross.EncDecAttention, y, memory, memory_bias)
+        else:
+            y = attention(cross.EncDecAttention, y, *memory, memory_bias, packing)
         x = x + dropout(cross.dropout, y, packing)
     last = m.layer[-1]
     y = dense_relu_dense(last.DenseReluDense, norm(last.layer_norm, x), packing)
@@ -200,6 +228,24 @@ def embed(model, side, ids):
 def encode(model, src, mask=None, recompute=False):
     """As T5.encode: int [b, s], bool [b, s] or None -> [b, s, d]. Both may lie on the CPU whatever the model is on."""
     return require_finite(stack(model.encoder, embed(model, "src", src), mask, recompute=recompute))
+
+
+def encode_in_parts(model, src, mask):
+    """As encode, on a CPU a few rows at a time, and so with less padding where rows of like length stand together.
+
+    About PART positions give products their full rate, and what is made of them stays in the processor's caches.
+    """
+    b, s = src.shape
+    if mask is None or embedding_of(model, model.encoder).weight.device.type != "cpu":
+        return encode(model, src, mask)
+    states = None
+    for rows in torch.arange(b).split(max(1, PART // s)):
+        kept = mask[rows].any(0).nonzero()
+        end = int(kept[-1]) + 1 if len(kept) else 1
+        part = encode(model, src[rows, :end], mask[rows, :end])                 # [rows, end, d]
+        states = part.new_zeros(b, s, part.shape[2]) if states is None else states
+        states[rows, :end] = part
+    return states
 
 
 def before_logits(model, x):
@@ -275,13 +321,14 @@ class Decoder:
 
     Args:
         model: a T5; src: int [b, s]; mask: bool [b, s] or None; length: most positions; beams: n.
+        states_for: steps that attend to the encoder's output itself, before keys and values are made of it.
     """
 
-    def __init__(self, model, src, mask, length, beams=1):
-        self.model, self.beams, self.length, self.position = model, beams, length, 0
-        memory = encode(model, src, mask)
-        self.memory = [keys_values(part.layer[1].EncDecAttention, memory) for part in model.decoder.block]
-        self.memory_bias = None if mask is None else additive(mask, memory.dtype)
+    def __init__(self, model, src, mask, length, beams=1, states_for=0):
+        self.model, self.beams, self.length, self.position, self.states_for = model, beams, length, 0, states_for
+        states = encode_in_parts(model, src, mask)
+        self.memory = [states] * len(model.decoder.block)
+        self.memory_bias = None if mask is None else additive(mask, states.dtype)
         self.caches = [KeysValues(length * beams) for _ in model.decoder.block]
         self.size, self.bias, self.past = 0, None, None
         if beams > 1:
@@ -300,6 +347,9 @@ class Decoder:
         model, n, end = self.model, self.beams, (self.position + 1) * self.beams
         if self.position == self.size:
             self._grow()
+        if self.position == self.states_for:
+            self.memory = [keys_values(part.layer[1].EncDecAttention, states)
+                           for part, states in zip(model.decoder.block, self.memory, strict=True)]
         bias = self.bias[..., (self.size - self.position - 1) * n:]             # [1, h, 1, end]
         if n > 1:
             if parents is not None:
@@ -315,7 +365,10 @@ class Decoder:
 
     def keep(self, rows):
         """Go on with some of the sources alone; rows: int [number of them]."""
-        self.memory = [(k[rows], v[rows]) for k, v in self.memory]
+        if self.position <= self.states_for:
+            self.memory = [self.memory[0][rows]] * len(self.memory)
+        else:
+            self.memory = [(k[rows], v[rows]) for k, v in self.memory]
         self.memory_bias = None if self.memory_bias is None else self.memory_bias[rows]
         self.past = None if self.past is None else self.past[rows]
         for cache in self.caches:

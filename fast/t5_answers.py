@@ -8,6 +8,8 @@ last of its rows has ended. Here what has ended is dropped from the caches. A ro
 others' but for the rounding of products of another size.
 """
 
+from functools import partial
+
 import torch
 
 import t5_decoding
@@ -16,6 +18,7 @@ from fast.known import knows
 from t5_decoding import Hypotheses, evaluation_mode, log_probs_of, require_search, unwrapped
 from t5_pytorch import EOS, START
 
+STATES_FOR = 8   # steps of greedy decoding before keys and values are made of the sources: most answers end before
 LEAVE_AT = 0.75  # the share of rows that is left over when the others leave: each time all caches are copied
 
 
@@ -36,7 +39,7 @@ def generate(model, src, mask=None, max_length=None, return_scores=False, decode
         return t5_decoding.generate(model, src, mask, max_length, return_scores=return_scores)
     max_length = src.shape[1] if max_length is None else max_length
     with evaluation_mode(model):
-        decoder = (decoder or t5.Decoder)(model, src, mask, max_length)
+        decoder = (decoder or partial(t5.Decoder, states_for=STATES_FOR))(model, src, mask, max_length)
         ids, scores = src.new_zeros(len(src), max_length, dtype=torch.int64), torch.zeros(len(src), device=src.device)
         place, token = torch.arange(len(src), device=src.device), torch.full_like(src[:, :1], START)
         over = torch.zeros_like(token[:, 0], dtype=torch.bool)

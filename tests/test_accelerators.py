@@ -19,6 +19,7 @@ import fast.devices
 import fast.gpt
 import fast.packing
 import fast.t5
+import fast.t5_answers
 import generate
 import loss
 import opt
@@ -249,6 +250,7 @@ def test_decoding_waits_no_more_than_stated(gpu):
     assert more(lambda n: generate.generate_gpt(lm, ids, n, 1.0, generator=generator)) == 2
     assert more(lambda n: fast.t5.generate(t5, src, src != PAD, n)) == 1
     assert more(lambda n: fast.t5.beam_search(t5, src, src != PAD, n)) == 1
+    assert more(lambda n: fast.t5_answers.generate(t5, src, src != PAD, n)) == 1
 
 
 # The optimizers

@@ -11,7 +11,8 @@ import t5_decoding
 from fast import t5 as fast_t5
 from fast import t5_answers
 from generate import generate_gpt
-from t5_pytorch import EOS, PAD, START
+from t5_pytorch import EOS, PAD, START, additive
+from training import answering
 
 LENGTH = 23
 
@@ -40,11 +41,15 @@ def same(ours, plain):
     return torch.equal(*(F.pad(ids, (0, width - ids.shape[1])) for ids in (ours, plain)))
 
 
-@pytest.fixture(params=[0.95, 0.7])
+@pytest.fixture(params=[(0.95, 0), (0.95, 8), (0.7, 3)])
 def kept(monkeypatch, request):
-    """The numbers of rows that were left over each time some left: each of 13 when it has ended, or several at once."""
+    """The numbers of rows that were left over each time some left: each of 13 when it has ended, or several at once.
+
+    The second number is that of steps which read the encoder's output itself.
+    """
     counts, keep = [], fast_t5.Decoder.keep
-    monkeypatch.setattr(t5_answers, "LEAVE_AT", request.param)
+    for name, value in zip(("LEAVE_AT", "STATES_FOR"), request.param, strict=True):
+        monkeypatch.setattr(t5_answers, name, value)
     monkeypatch.setattr(fast_t5.Decoder, "keep", lambda self, rows: counts.append(len(rows)) or keep(self, rows))
     return counts
 
@@ -72,6 +77,31 @@ def test_beam_search_s_tokens_and_scores_are_the_plain_text_s(version, beams, al
     assert same(ids, want) and near(scores, want_scores, 1e-5)
     assert torch.equal(t5_answers.beam_search(*given), ids)
     assert len((want != PAD).sum(1).unique()) > 3 and (kept or t5_answers.LEAVE_AT < 0.9)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_to_states_is_attention_to_their_keys_and_values(masked):
+    model, g = small_model(), torch.Generator().manual_seed(1)
+    m = model.decoder.block[1].layer[1].EncDecAttention
+    x, states = (torch.randn(5, t, 20, generator=g) for t in (3, 11))
+    bias = additive(sources()[:5, :11] != PAD, x.dtype) if masked else None
+    with torch.no_grad():
+        assert near(fast_t5.attention_to_states(m, x, states, bias), m(x, states, bias), 1e-5)
+
+
+@pytest.mark.parametrize("n_batch, n_most, n_processes", [(4, 16, 1), (4, 16, 7), (5, 0, 1), (1, 9, 2), (99, 128, 1)])
+def test_batches_hold_every_input_once_and_no_more_than_the_first(n_batch, n_most, n_processes):
+    draw = torch.Generator().manual_seed(2)
+    lengths = torch.randint(1, 40, (57,), generator=draw).tolist()
+    inputs = [list(range(n)) for n in lengths]
+    found = answering.batches(inputs, n_batch, n_most, n_processes)
+    assert sorted(i for rows in found for i in rows) == list(range(57)) and answering.batches([], n_batch, 9) == []
+    ordered = [lengths[i] for rows in found for i in rows]
+    assert ordered == sorted(ordered, reverse=True)
+    assert all(len(rows) * lengths[rows[0]] <= n_batch * max(lengths) for rows in found)
+    assert len(found[0]) == min(n_batch, 57) and (len(found) >= min(n_processes, 57 // n_batch))
+    assert all(len(rows) <= max(n_batch, n_most) for rows in found)
+    assert n_most <= n_batch or max(map(len, found)) > n_batch or n_batch == 99
 
 
 def test_a_score_is_the_log_probability_of_the_answer():

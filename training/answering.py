@@ -13,9 +13,10 @@ from formats.errors import warn
 from t5_pytorch import EOS, PAD
 from training import sharding
 
-__all__ = ["ALPHA", "DECODE_LENGTH", "answer", "encode", "pad", "unknown_signs", "warn_of_unknown_signs"]
+__all__ = ["ALPHA", "DECODE_LENGTH", "answer", "batches", "encode", "pad", "unknown_signs", "warn_of_unknown_signs"]
 
 DECODE_LENGTH = 128  # tokens of an answer at most, as in the original's evaluation
+ROWS = 128           # rows times beams of a batch of short inputs: with so many, products run at their full rate
 ALPHA = 0.6          # the paper's exponent of the beam search's length penalty
 
 
@@ -68,13 +69,28 @@ def _ascii_or_sign(sign):
     return sign if sign.isprintable() and sign != " " else ascii(sign)
 
 
+def batches(inputs: Sequence[np.ndarray], n_batch: int, n_most: int, n_processes: int = 1) -> list[list[int]]:
+    """The numbers of inputs, in batches of like length, the longest first.
+
+    A batch of short inputs may have more rows than n_batch, up to n_most, but no more positions than n_batch of the
+    longest inputs, and no more rows than leave some to each process.
+    """
+    order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i]))
+    n_most, found = max(n_batch, min(n_most, -(-len(inputs) // n_processes))), []
+    while order:
+        n = min(n_most, n_batch * len(inputs[(found or [order])[0][0]]) // len(inputs[order[0]]))
+        found.append(order[:n])
+        order = order[n:]
+    return found
+
+
 def answer(model: torch.nn.Module, inputs: Sequence[np.ndarray], world: Any, max_length: int = DECODE_LENGTH,
            beams: int = 1, n_batch: int = 32, plain: bool = False, scores: bool = False,
            show: bool = True) -> tuple[list[list[int]], list[float]]:
     """Answer inputs by greedy decoding, or a beam search with the paper's alpha.
 
-    Equal inputs are answered once. Batches hold inputs of like length, the longest first; rows that have ended leave
-    them (with `plain` they do not). The processes of a world share them out.
+    Equal inputs are answered once. Batches hold inputs of like length, see batches; rows that have ended leave them
+    (with `plain` they do not). The processes of a world share them out.
 
     Args:
         model: a T5. inputs: int32 arrays of ids, EOS included.
@@ -89,12 +105,12 @@ def answer(model: torch.nn.Module, inputs: Sequence[np.ndarray], world: Any, max
     for ids in inputs:
         place.append(unique.setdefault(ids.tobytes(), len(unique)))
     distinct = [np.frombuffer(key, dtype=np.int32) for key in unique]
-    order = sorted(range(len(distinct)), key=lambda i: -len(distinct[i]))
+    n_most = n_batch if plain else ROWS // beams
     answers = torch.zeros(len(distinct), max_length, dtype=torch.int64, device=world.device)
     log_p = torch.zeros(len(distinct), device=world.device)
     functions = t5_decoding if plain else t5_answers
-    for start, counts in progress.bar(world.share(range(0, len(order), n_batch)), unit="batch", show=show):
-        rows = order[start:start + n_batch]
+    all_rows = batches(distinct, n_batch, n_most, world.size)
+    for rows, counts in progress.bar(world.share(all_rows), unit="batch", show=show):
         src = pad([distinct[i] for i in rows], world.device)
         given = dict(max_length=max_length, return_scores=scores)
         with sharding.decoding(model, world) as decoder:
