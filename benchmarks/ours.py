@@ -247,12 +247,13 @@ def t5_answers(case, plain=False, kind="labels", beams=1, leave=True):
     decoding = fast.t5_answers if leave else t5_decoding
 
     def run():
-        answers = torch.zeros(len(sources), longest, dtype=torch.int64)
+        answers, rest = torch.zeros(len(sources), longest, dtype=torch.int64), WeightsAtRest()
         n_most = ROWS // beams if leave else 0
         for rows, src, of_rows in cases.answered_batches(case, sources, lengths, ordered=True, n_most=n_most):
             given = dict(max_length=longest, decoder=partial(EndingDecoder, of_rows))
-            ids = (decoding.generate(model, src, src != PAD, **given) if beams == 1 else
-                   decoding.beam_search(model, src, src != PAD, beams=beams, alpha=0.6, **given))
+            with rest:
+                ids = (decoding.generate(model, src, src != PAD, **given) if beams == 1 else
+                       decoding.beam_search(model, src, src != PAD, beams=beams, alpha=0.6, **given))
             answers[rows, :ids.size(1)] = ids.cpu()
         return answers
 

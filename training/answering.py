@@ -8,6 +8,7 @@ import torch
 
 import t5_decoding
 from fast import t5_answers
+from fast.matmul import WeightsAtRest
 from formats import progress
 from formats.errors import warn
 from t5_pytorch import EOS, PAD
@@ -109,11 +110,12 @@ def answer(model: torch.nn.Module, inputs: Sequence[np.ndarray], world: Any, max
     answers = torch.zeros(len(distinct), max_length, dtype=torch.int64, device=world.device)
     log_p = torch.zeros(len(distinct), device=world.device)
     functions = t5_decoding if plain else t5_answers
+    rest = WeightsAtRest(packs=not world.in_step)
     all_rows = batches(distinct, n_batch, n_most, world.size)
     for rows, counts in progress.bar(world.share(all_rows), unit="batch", show=show):
         src = pad([distinct[i] for i in rows], world.device)
         given = dict(max_length=max_length, return_scores=scores)
-        with sharding.decoding(model, world) as decoder:
+        with sharding.decoding(model, world) as decoder, rest:
             if beams > 1:
                 found = functions.beam_search(model, src, src != PAD, beams=beams, alpha=ALPHA, **given, **decoder)
             else:
