@@ -3,7 +3,18 @@
 Measured for 64 tokens of GPT-1 after 20, batch 1, on one core of an AMD EPYC: the plain text takes 3.2 times as long.
 """
 
+import torch
+
 FIRST_SIZE = 64  # positions of a new buffer
+
+
+def for_one_query(x):
+    """Keys or values as attention with a single query reads them fastest: on a CPU those in bfloat16 in float32.
+
+    torch's attention takes 3 to 4 times as long in bfloat16 there, 828 microseconds for 8 rows of 12 heads and 84
+    positions on one core of an AMD EPYC, in float32 148, and 221 with the conversion. The softmax is more exact too.
+    """
+    return x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
 
 
 def grown(size, end, limit):
@@ -19,12 +30,13 @@ class KeysValues:
 
     Args:
         limit: most positions.
+        one_query: they are read by one query at a time, see for_one_query.
     Attributes:
         length: positions held so far. size: positions there is room for.
     """
 
-    def __init__(self, limit):
-        self.limit, self.size, self.length = limit, 0, 0
+    def __init__(self, limit, one_query=True):
+        self.limit, self.one_query, self.size, self.length = limit, one_query, 0, 0
 
     def extend(self, k, v):
         """Add k, v [b, h, t, k] of the newest positions; return all so far, [b, h, j, k] each."""
@@ -36,7 +48,8 @@ class KeysValues:
         self.k[:, :, self.length:end] = k
         self.v[:, :, self.length:end] = v
         self.length = end
-        return self.k[:, :, :end], self.v[:, :, :end]
+        k, v = self.k[:, :, :end], self.v[:, :, :end]
+        return (for_one_query(k), for_one_query(v)) if self.one_query else (k, v)
 
     def keep(self, rows):
         """Keep some of the sequences alone; rows: int [number of them]."""

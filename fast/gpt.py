@@ -64,6 +64,7 @@ def mix(qkv, n_head, scale, p, packing=None, cache=None, keep=None):
         q, k, v = packing.split_heads(qkv, 3, n_head)                        # [n, 3d] -> 3 x [b, h, t, k]
     if cache is not None:
         k, v = cache.extend(k, v)
+        q = q.to(k.dtype)
     mask = None if packing is None else packing.mask
     t, j = q.size(2), k.size(2)
     if 1 < t < j:  # several new positions after earlier ones: the last of them sees all
@@ -75,7 +76,7 @@ def mix(qkv, n_head, scale, p, packing=None, cache=None, keep=None):
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and t > 1, scale=scale,
                                            dropout_p=p)
     if packing is None:
-        return a.transpose(1, 2).flatten(2)                                  # [b, h, t, k] -> [b, t, d]
+        return a.transpose(1, 2).flatten(2).to(qkv.dtype)                    # [b, h, t, k] -> [b, t, d]
     return packing.merge_heads(a)                                            # [b, h, t, k] -> [n, d]
 
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import loss
 import t5_decoding
-from fast.cache import KeysValues, grown
+from fast.cache import KeysValues, for_one_query, grown
 from fast.cross_entropy import linear_cross_entropy
 from fast.devices import moved, moved_to
 from fast.dropout import rate
@@ -105,7 +105,7 @@ def attention(m, x, k, v, bias=None, packing=None):
     Returns:
         The shape of x.
     """
-    q, p = split_heads(dense(m.q, x), m.heads, packing), rate(m.dropout)
+    q, p = split_heads(dense(m.q, x), m.heads, packing).to(k.dtype), rate(m.dropout)
     if p:
         # The original drops attention weights with one mask [b, h, 1, j] for all queries. The sum
         # over j of weight * mask * value is the same when the mask multiplies the values instead.
@@ -115,7 +115,7 @@ def attention(m, x, k, v, bias=None, packing=None):
     a = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)      # [b, h, t, k]
     if packing is not None:
         return dense(m.o, packing.merge_heads(a))                               # -> [n, h*k] -> [n, d]
-    return dense(m.o, a.transpose(1, 2).flatten(2))                             # -> [b, t, h*k] -> [b, t, d]
+    return dense(m.o, a.transpose(1, 2).flatten(2).to(x.dtype))                 # -> [b, t, h*k] -> [b, t, d]
 
 
 def attention_to_states(m, x, states, bias=None):
@@ -329,7 +329,7 @@ class Decoder:
         states = encode_in_parts(model, src, mask)
         self.memory = [states] * len(model.decoder.block)
         self.memory_bias = None if mask is None else additive(mask, states.dtype)
-        self.caches = [KeysValues(length * beams) for _ in model.decoder.block]
+        self.caches = [KeysValues(length * beams, one_query=beams == 1) for _ in model.decoder.block]
         self.size, self.bias, self.past = 0, None, None
         if beams > 1:
             dtype = model.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.dtype
@@ -350,6 +350,8 @@ class Decoder:
         if self.position == self.states_for:
             self.memory = [keys_values(part.layer[1].EncDecAttention, states)
                            for part, states in zip(model.decoder.block, self.memory, strict=True)]
+            if n == 1:
+                self.memory = [tuple(map(for_one_query, kv)) for kv in self.memory]
         bias = self.bias[..., (self.size - self.position - 1) * n:]             # [1, h, 1, end]
         if n > 1:
             if parents is not None:

@@ -232,3 +232,24 @@ def test_gpt_goes_on_in_bfloat16(cached):
         logits = model(generate.with_positions(whole, 0, 97))[:, 4:, :97]
     chosen, best = logits.gather(-1, new[..., None])[..., 0], logits.amax(-1)
     assert (best - chosen).max() <= 0.05 * logits.abs().max()  # what it took is as good as bfloat16 can tell
+
+
+def test_one_query_at_a_time_attends_in_float32_on_a_cpu(monkeypatch, only_known_models):
+    """As it does faster there; beams, which are several queries, attend in bfloat16."""
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def attention(q, *args, **kwargs):
+        seen.append((q.size(2), q.dtype))
+        return attend(q, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    gpt, t5 = (for_evaluation(model.eval(), "bf16") for model in (small_lm(), small_t5()))
+    generate.generate_gpt(gpt, torch.randint(1, 97, (3, 5)), 4)
+    assert {kind for kind in seen if kind[0] == 1} == {(1, torch.float32)}
+    seen.clear()
+    src, _ = odd_batch()
+    fast.t5.generate(t5, src, src != 0, 5)
+    assert {kind for kind in seen if kind[0] == 1} == {(1, torch.float32)}
+    seen.clear()
+    fast.t5.beam_search(t5, src, src != 0, 5, 3)
+    assert {kind for kind in seen if kind[0] == 3} == {(3, torch.bfloat16)}
