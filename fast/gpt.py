@@ -8,8 +8,9 @@
 
 The functions own no parameter. Over a model they do not know whole (see known.py) they run the plain text. What is
 saved: padding is not computed (packing.py), the vocabulary's logits are never stored (cross_entropy.py), activations
-and norms are computed again in the backward pass and not kept (matmul.py), masks are drawn faster (dropout.py), the
-beginning that choices share is computed once, positions read once are not read again (cache.py).
+and norms are computed again in the backward pass and not kept (matmul.py), masks are drawn faster (dropout.py), long
+attention stays in the cache (attention.py), the beginning that choices share is computed once, positions read once are
+not read again (cache.py).
 
 Letters in the shape comments: those of model_pytorch.py, and
     n packed positions (see Packing)   r rows wanted   j positions attended to
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from fast.attention import attend_with_dropout
 from fast.cache import KeysValues
 from fast.cross_entropy import linear_cross_entropy
 from fast.devices import moved, moved_to
@@ -78,17 +80,6 @@ def mix(qkv, n_head, scale, p, packing=None, cache=None, keep=None):
     if packing is None:
         return a.transpose(1, 2).flatten(2).to(qkv.dtype)                    # [b, h, t, k] -> [b, t, d]
     return packing.merge_heads(a)                                            # [b, h, t, k] -> [n, d]
-
-
-def attend_with_dropout(q, k, v, scale, p, keep=None):
-    """Causal attention, 3 x [b, h, t, k] -> [b, h, t, k].
-
-    Written out: torch has no fused CPU kernel with dropout and takes twice as long.
-    """
-    t = q.size(2)
-    future = torch.full((t, t), -float("inf"), dtype=q.dtype, device=q.device).triu(1)
-    w = ((q * (q.size(3) ** -0.5 if scale is None else scale)) @ k.transpose(2, 3)).add_(future)  # -> [b, h, t, t]
-    return dropout(w.softmax(-1), p, keep) @ v                               # [b, h, t, t] x [b, h, t, k]
 
 
 def attn(m, x, source=None, packing=None, cache=None):

@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import fast.attention
 import fast.dropout
 import fast.gpt
 from fast import known
@@ -37,8 +38,8 @@ def gpt_masks_written_down(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(fast.gpt, "Packing", packing_of)
-        patch.setattr(fast.gpt, "draw_keep", drawn)
-        patch.setattr(fast.dropout, "draw_keep", drawn)
+        for module in (fast.attention, fast.dropout, fast.gpt):
+            patch.setattr(module, "draw_keep", drawn)
         patch.setattr(nn.Dropout, "forward", forward)
         patch.setitem(known.METHODS[nn.Dropout], "forward", forward)  # or the plain text would run on both sides
         yield masks

@@ -5,8 +5,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from fast import attention
+from fast.attention import attend_with_dropout
 from fast.dropout import SLICE, STREAM, draw_keep, dropout, look_up, rate
-from fast.gpt import attend_with_dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.4, 0.999, 1e-7])
@@ -68,6 +69,22 @@ def test_attention_drops_what_its_mask_says():
     scores = (q @ k.mT / 8 ** 0.5).masked_fill(torch.ones(9, 9, dtype=torch.bool).triu(1), -float("inf"))
     want = (scores.softmax(-1) * keep / 0.7) @ v
     torch.testing.assert_close(attend_with_dropout(q, k, v, None, 0.3, keep), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("t, n_pieces", [(9, 4), (13, 9)])
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_attention_in_pieces_has_the_plain_gradients(monkeypatch, t, n_pieces, scale):
+    for name, value in (("LONG", 9), ("QUERIES", 5), ("ENTRIES", 2 * 2 * 9 * 5)):
+        monkeypatch.setattr(attention, name, value)
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 3, 2, t, 8, dtype=torch.float64))
+    keep, of_result = draw_keep((3, 2, t, t), 0.3), torch.randn(3, 2, t, 8, dtype=torch.float64)
+    assert len(list(attention._pieces(q.shape))) == n_pieces
+    scores = (q @ k.mT * (scale or 8 ** -0.5)).masked_fill(torch.ones(t, t, dtype=torch.bool).triu(1), -float("inf"))
+    want = (scores.softmax(-1) * keep / 0.7) @ v
+    got = attend_with_dropout(q, k, v, scale, 0.3, keep)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad((got * of_result).sum(), (q, k, v)),
+                               torch.autograd.grad((want * of_result).sum(), (q, k, v)))
 
 
 @pytest.mark.parametrize("softmax", [True, False])

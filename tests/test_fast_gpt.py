@@ -11,7 +11,7 @@ from limits import agree
 from small_gpt import ALL_DROPOUTS, HEADS, N_LOGITS, batch_for, enlarge, lm_batch, small_lm, small_model, story_batch
 
 import loss
-from fast import gpt, known
+from fast import attention, gpt, known
 from fast.dropout import rate
 from formats.errors import BadInput
 
@@ -60,11 +60,19 @@ def compare(ours, plain, limit):
         assert (ours[1][name] - want).abs().max() <= limit * max(want.abs().max(), 0.05 * largest), name
 
 
+@pytest.fixture(params=[False, True], ids=["whole", "in pieces"])
+def pieces(request, monkeypatch):
+    """Attention with dropout whole, and in pieces as of long sequences."""
+    if request.param:
+        monkeypatch.setattr(attention, "LONG", 2)
+        monkeypatch.setattr(attention, "QUERIES", 3)
+
+
 @pytest.mark.parametrize("precision, limit", [("fp32", 2e-5), ("bf16", 4e-2)])
 @pytest.mark.parametrize("dropouts", [{}, ALL_DROPOUTS])
 @pytest.mark.parametrize("lm_coef", [0.0, 0.5])
 @pytest.mark.parametrize("kind", HEADS, ids=str)
-def test_losses_of_every_head_are_the_plain_text_s(monkeypatch, kind, lm_coef, dropouts, precision, limit):
+def test_losses_of_every_head_are_the_plain_text_s(monkeypatch, pieces, kind, lm_coef, dropouts, precision, limit):
     model = enlarge(small_model(head=kind, **dropouts), 4)
     x, m, y = batch_for(kind)
     with gpt_masks_written_down(monkeypatch) as masks:
@@ -127,7 +135,7 @@ def test_task_logits_want_nothing_dropped():
 
 @pytest.mark.parametrize("precision, limit", [("fp32", 2e-5), ("bf16", 4e-2)])
 @pytest.mark.parametrize("dropouts", [{}, ALL_DROPOUTS])
-def test_lm_loss_is_the_plain_text_s(monkeypatch, dropouts, precision, limit):
+def test_lm_loss_is_the_plain_text_s(monkeypatch, pieces, dropouts, precision, limit):
     model, x = enlarge(small_lm(**dropouts), 4), lm_batch()
     with gpt_masks_written_down(monkeypatch) as masks:
         ours = loss_and_gradients(model, lambda: gpt.lm_loss(model, x), precision)

@@ -168,6 +168,14 @@ def test_a_half_finished_seed_is_resumed(work, monkeypatch, capfd):
     assert "unknown (resumed)" in (other / "report.md").read_text()
 
 
+def test_one_long_update_is_enough_for_the_estimate(work, monkeypatch):
+    step, calls = opt.OpenAIAdam.step, []
+    monkeypatch.setattr(opt.OpenAIAdam, "step", lambda self, *args: calls.append(1) or step(self, *args))
+    monkeypatch.setattr(reproduce, "LONG_ENOUGH", 0)
+    reproduce.main(work(seeds=1))
+    assert len(calls) == 1 + 6
+
+
 def test_an_interrupted_seed_is_not_finished_whatever_its_log_holds(work):
     reproduce.main(work(seeds=1))
     log = work.folder / "out" / "log" / "reproduce-42.jsonl"
