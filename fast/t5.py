@@ -239,7 +239,7 @@ def encode_in_parts(model, src, mask):
     if mask is None or embedding_of(model, model.encoder).weight.device.type != "cpu":
         return encode(model, src, mask)
     states = None
-    for rows in torch.arange(b).split(max(1, PART // s)):
+    for rows in torch.arange(b).chunk(max(1, b * s // PART)):
         kept = mask[rows].any(0).nonzero()
         end = int(kept[-1]) + 1 if len(kept) else 1
         part = encode(model, src[rows, :end], mask[rows, :end])                 # [rows, end, d]
