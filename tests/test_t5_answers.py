@@ -45,12 +45,11 @@ def same(ours, plain):
 def kept(monkeypatch, request):
     """The numbers of rows that were left over each time some left: each of 13 when it has ended, or several at once.
 
-    The second number is that of steps which read the encoder's output itself; the encoder takes some rows at a time.
+    The second number is that of steps which read the encoder's output itself.
     """
     counts, keep = [], fast_t5.Decoder.keep
     for name, value in zip(("LEAVE_AT", "STATES_FOR"), request.param, strict=True):
         monkeypatch.setattr(t5_answers, name, value)
-    monkeypatch.setattr(fast_t5, "PART", 40)
     monkeypatch.setattr(fast_t5.Decoder, "keep", lambda self, rows: counts.append(len(rows)) or keep(self, rows))
     return counts
 
