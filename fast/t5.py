@@ -38,8 +38,6 @@ from t5_pytorch import (
     shift_right,
 )
 
-PART = 2048  # positions that encode_in_parts takes at a time
-
 
 def dropout(m, x, packing=None):
     """As SequenceDropout: one mask for all positions of a sequence. x: [b, t, d], or [n, d] with its packing."""
@@ -230,24 +228,6 @@ def encode(model, src, mask=None, recompute=False):
     return require_finite(stack(model.encoder, embed(model, "src", src), mask, recompute=recompute))
 
 
-def encode_in_parts(model, src, mask):
-    """As encode, on a CPU a few rows at a time, and so with less padding where rows of like length stand together.
-
-    About PART positions give products their full rate, and what is made of them stays in the processor's caches.
-    """
-    b, s = src.shape
-    if mask is None or embedding_of(model, model.encoder).weight.device.type != "cpu":
-        return encode(model, src, mask)
-    states = None
-    for rows in torch.arange(b).split(max(1, PART // s)):
-        kept = mask[rows].any(0).nonzero()
-        end = int(kept[-1]) + 1 if len(kept) else 1
-        part = encode(model, src[rows, :end], mask[rows, :end])                 # [rows, end, d]
-        states = part.new_zeros(b, s, part.shape[2]) if states is None else states
-        states[rows, :end] = part
-    return states
-
-
 def before_logits(model, x):
     """The decoder's output as the logits want it: scaled by dim^-0.5 where they are tied."""
     return x * model.dim ** -0.5 if model.scale_logits else x
@@ -326,7 +306,7 @@ class Decoder:
 
     def __init__(self, model, src, mask, length, beams=1, states_for=0):
         self.model, self.beams, self.length, self.position, self.states_for = model, beams, length, 0, states_for
-        states = encode_in_parts(model, src, mask)
+        states = encode(model, src, mask)
         self.memory = [states] * len(model.decoder.block)
         self.memory_bias = None if mask is None else additive(mask, states.dtype)
         self.caches = [KeysValues(length * beams, one_query=beams == 1) for _ in model.decoder.block]
