@@ -455,7 +455,8 @@ def draw(table: pd.DataFrame, out: str | None = None) -> Any:
     Returns:
         the Figure.
     """
-    low, high = min(-0.2, table["normalised"].min()), max(1.0, table["normalised"].max())  # one scale for all tasks
+    low, high = table["normalised"].min(), table["normalised"].max()
+    ylim = min(-0.2, low - 0.04), max(1, high) + 0.04  # one scale for all tasks, and room for the markers
     panels = []
     for task in dict.fromkeys(table["task"]):
         of_task, lines = table[table.task == task], []
@@ -463,7 +464,7 @@ def draw(table: pd.DataFrame, out: str | None = None) -> Any:
             seeds = of_task[of_task.name == name].groupby("n_updates")["normalised"].apply(list)
             lines.append(Line(name, list(seeds.index), list(seeds)))
         panels.append(Panel(lines, "updates of pre-training", "relative performance", title=TASKS[task].title, chance=0,
-                            log_x=True, ylim=(low, high)))
+                            log_x=True, ylim=ylim))
     return draw_lines(panels, out)
 
 

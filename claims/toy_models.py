@@ -12,7 +12,8 @@ DATASETS = ("rocstories", "sst2")  # the cloze, and whether a story goes well
 SIZES, STORIES = demo.GPT, demo.STORIES["gpt"]
 LSTM_SIZES = {"architecture": "lstm", "n_embd": SIZES["n_embd"], "n_unit": 256}
 PRETRAIN = {name: value for name, value in demo.GPT_PRETRAIN.items() if name not in SIZES}
-FINETUNE = {name: value for name, value in demo.GPT_FINETUNE.items() if name not in SIZES}
+# with train.py's dropout, which the demonstration leaves out: the numbers in docs/claims.md were measured so
+FINETUNE = {"n_ctx": 104, "n_gpu": 1, "n_iter": 2, "lr": 1e-3, "save_every": 0}
 N_TRAIN, N_DEV = 1000, 400  # of the other set
 SEED = 42  # of stories and pre-training
 

@@ -7,6 +7,7 @@ The two have about as many parameters besides the embedding: 335,000 and 387,000
 there is, all examples right, see toy/questions.py.
 """
 
+import json
 import os
 import statistics
 
@@ -16,6 +17,8 @@ import pretrain
 import zero_shot
 from claims import toy_models
 from demo import call, command_line
+from formats.errors import BadInput
+from formats.files import write_atomically
 from pictures.dots import median_and_range
 from toy import questions
 from training import distributed, options
@@ -32,7 +35,7 @@ def parse_args(argv):
     p.add_argument("--out", default="reproduction/zero_shot/", help="folder for everything written")
     p.add_argument("--seeds", type=int, default=3, help="pre-trainings of each architecture")
     p.add_argument("--first_seed", type=int, default=42, help="seed of the first; the others follow one by one")
-    p.add_argument("--n_text", type=int, default=24000, help="stories to pre-train on")
+    p.add_argument("--n_text", type=int, default=16000, help="stories to pre-train on")
     p.add_argument("--n", type=int, default=400, help="examples of each task")
     p.add_argument("--n_batch", type=int, default=10, help="sequences of an update")
     options.add_device_option(p)
@@ -40,6 +43,30 @@ def parse_args(argv):
     require_ranges(args, {"seeds": (1, 1000), "first_seed": (0, 2 ** 31), "n_text": (100, 1_000_000),
                           "n": (4, 100_000), "n_batch": (1, None)})
     return args
+
+
+def write_data(args) -> tuple[str, str]:
+    """Write the text and the toy tasks unless they are there; return (text file, data folder).
+
+    Raises:
+        BadInput: the folder holds those of other settings.
+    """
+    text, data_dir, noted = (os.path.join(args.out, name) for name in ("stories.txt", "data", "settings.json"))
+    settings = {"n_text": args.n_text, "n": args.n, "n_batch": args.n_batch, "n_topics": toy_models.STORIES["n_topics"]}
+    if os.path.isfile(text):  # written last
+        found = None
+        if os.path.isfile(noted):
+            with open(noted, encoding="utf-8") as f:
+                found = json.load(f)
+        if found != settings:
+            raise BadInput(f"{args.out}: holds text, tasks and models made with {found or 'unknown settings'}"
+                           f", now {settings}; give the same, or another --out")
+        return text, data_dir
+    questions.write_data_dir(data_dir, args.n, args.n, toy_models.SEED, settings["n_topics"])
+    with write_atomically(noted) as path, open(path, "w", encoding="utf-8") as f:
+        json.dump(settings, f)
+    questions.write_text(text, args.n_text, toy_models.SEED, settings["n_topics"])
+    return text, data_dir
 
 
 def pre_trained(args, text: str, architecture: str, seed: int) -> str:
@@ -80,10 +107,7 @@ def report(args, table: pd.DataFrame) -> str:
 def main(argv: list[str]) -> pd.DataFrame:
     """Run reproduce.py --zero_shot, see the top of this file; return the table of zero_shot.judge, named by kind."""
     args = parse_args(argv)
-    text, data_dir = os.path.join(args.out, "stories.txt"), os.path.join(args.out, "data")
-    if not os.path.isfile(text):  # written last
-        questions.write_data_dir(data_dir, args.n, args.n, toy_models.SEED)
-        questions.write_text(text, args.n_text, toy_models.SEED)
+    text, data_dir = write_data(args)
     data = {name: zero_shot.read(name, data_dir) for name in zero_shot.TASKS}
     device, tables = distributed.join(args.device).device, []
     for seed in range(args.first_seed, args.first_seed + args.seeds):

@@ -4,6 +4,7 @@ import json
 import statistics
 
 import pytest
+from task_files import write_task
 
 import reproduce
 import train
@@ -120,6 +121,42 @@ def test_on_other_data_the_paper_s_numbers_stand_beside(work, ablated, tmp_path,
     assert "GLUE's server" in text and "toy" not in text
     with_lstm = ablations.of_lstm(str(work / "model-lstm"))
     assert (with_lstm["n_unit"], with_lstm["n_ctx"], with_lstm["n_embd"]) == (19, 104, 16)
+
+
+# the real files' layouts, a task for each metric and head: Matthews, Pearson, and a set with two dev and two test files
+TASKS = ("cola", "stsb", "mnli", "race")
+SMALLER = [*TINY, "--n_ctx", "40"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with a few rows of some tasks, as their real files have them."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in TASKS:
+        write_task(folder, name)
+    return str(folder)
+
+
+def test_the_ablations_are_run_on_the_real_layouts_with_all_four_rows(work, ablated, files, tmp_path, capsys):
+    found = reproduce.main(["--ablations", "--out", str(tmp_path), "--seeds", "1", "--datasets", *TASKS[:3],
+                            "--data_dir", files, "--model_dir", str(work / "model-transformer"),
+                            "--lstm_dir", str(work / "model-lstm"), *SMALLER])
+    assert {(r.dataset, r.setting, r.metric) for r in found} == {
+        (name, setting, metric) for name, metric in zip(TASKS, ("matthews", "pearson", "acc"), strict=False)
+        for setting in published.VARIANTS}
+    assert "no --lstm_dir" not in capsys.readouterr().err
+    text = (tmp_path / "ablations.md").read_text()
+    assert "cola (valid, Matthews Correlation)" in text and "stsb (valid, Pearson Correlation)" in text
+    assert read_log(tmp_path / "log" / "mnli-lstm-42.jsonl")[0]["n_unit"] == 19
+
+
+def test_the_layers_are_run_on_the_paper_s_two_tasks_as_their_files_are(work, ablated, files, tmp_path):
+    found = reproduce.main(["--layers", "--out", str(tmp_path), "--seeds", "1", "--data_dir", files,
+                            "--model_dir", str(work / "model-transformer"), *SMALLER])
+    assert {(r.dataset, r.setting) for r in found} == {
+        (name, setting) for name in layers.DATASETS for setting in ("0 layers", "1 layer", "2 layers")}
+    text = (tmp_path / "layers.md").read_text()
+    assert "race (test, accuracy)" in text and "toy" not in text and (tmp_path / "layers.png").stat().st_size > 5000
 
 
 def test_the_published_numbers_hang_together():

@@ -275,7 +275,8 @@ def meaning(text, known):
 
 def test_who_knows_the_grammar_answers_all_toy_questions():
     known = phrases()
-    for article, _, options, answer in questions.reading(40, 3):
+    for article, beginning, options, answer in questions.reading(40, 3):
+        assert beginning == article.split()[0] and not any(beginning in option.split() for option in options)
         topics = {topic for topic, kind in meaning(article, known) if kind == "to"}
         kind = "happy" if any(kind == "luck" for _, kind in meaning(article, known)) else "sad"
         fits = [letter for letter, option in zip("ABCD", options, strict=True)
@@ -284,6 +285,7 @@ def test_who_knows_the_grammar_answers_all_toy_questions():
     for story, pronoun, names, right in questions.pronouns(40, 3):
         wishes, done = story.split(". ")[:2], story.split(". ")[2]
         assert done.startswith(f"{pronoun} ") and names[0] != names[1]
+        assert all(wish.lower().startswith(f"{name} ") for name, wish in zip(names, wishes, strict=True))
         fits = [name for name, wish in zip(names, wishes, strict=True)
                 if {t for t, kind in meaning(wish, known) if kind == "to"}
                 & {t for t, kind in meaning(done, known) if kind == "did"}]
@@ -296,13 +298,25 @@ def test_who_knows_the_grammar_answers_all_toy_questions():
 
 
 def test_the_toy_text_holds_no_question():
-    text = " ".join(questions.text(2000, 7))
+    text = " ".join(questions.text(2000, 7)).lower()
     assert " felt very " in text and " felt proud" not in text
     for article, *_ in questions.reading(50, 7):
-        assert article not in text
+        assert article.lower() not in text
     for story, *_ in questions.pronouns(50, 7):
-        assert ". ".join(story.split(". ")[:2]) not in text
-    assert questions.QUESTION not in text
+        assert ". ".join(story.split(". ")[:2]).lower() not in text
+
+
+def test_every_topic_has_a_trade_of_its_own_and_fewer_topics_can_be_asked_for():
+    trades = list(questions.TRADES.values())
+    assert list(questions.TRADES) == list(read_topics()) and len(set(trades)) == len(trades)
+    text = " ".join(questions.text(200, 7, 3))
+    assert all(trade in text for trade in trades[:3])
+    known, first = phrases(), set(list(read_topics())[:3])
+    rows = [*questions.text(200, 7, 3), *(line for line, label in questions.acceptability(30, 7, "dev", 3) if label),
+            *(article + " ".join(ends) for article, _, ends, _ in questions.reading(30, 7, 3)),
+            *(story for story, *_ in questions.pronouns(30, 7, 3))]
+    assert {topic for row in rows for topic, _ in meaning(row, known)} == first
+    assert all(meaning(row, known) for row in rows)
 
 
 def test_toy_data_do_not_overwrite_others(tmp_path):
@@ -344,3 +358,8 @@ def test_the_experiment_makes_table_and_picture_and_is_not_run_again(tmp_path, m
     again = reproduce.main(words)
     assert "$ python pretrain.py" not in capsys.readouterr().out
     pd.testing.assert_frame_equal(again, table)
+    with pytest.raises(BadInput, match=r"models made with .*'n_text': 400, .* now .*'n_text': 500"):
+        reproduce.main([*words, "--n_text", "500"])
+    (tmp_path / "settings.json").unlink()  # what an earlier version wrote
+    with pytest.raises(BadInput, match="made with unknown settings"):
+        reproduce.main(words)

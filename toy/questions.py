@@ -4,30 +4,36 @@
 
     CoLA        is this a sentence of the grammar, or are its words shuffled?       chance 0 (Matthews), best 100
     SST-2       does the story go well? see toy/glue.py                             chance 50, best 100
-    RACE        which of four endings does a story of four sentences have?          chance 25, best 100
+    RACE        how does a story of four sentences end? its end is to be completed  chance 25, best 100
     DPRD        two persons wish something; which of them is the pronoun?           chance 50, best 100
 
 The best is what a reader who knows the grammar reaches: a phrase belongs to one topic and one outcome, and no shuffled
 sentence is the grammar's. The text holds stories and no questions: what answers them has to be learned on the way. It
 differs from toy/stories.py's in two things. Feelings are `very` strong, as the paper's heuristic for sentiment appends
-that word; and some stories are about two persons, who are called by their names throughout. Its stories stand in none
-of the sets.
+that word; and some stories are about two persons, who are called by their trades throughout, as in `The baker tied on
+an apron.` Its stories stand in none of the sets.
 """
 
 import json
 import os
 import sys
+from functools import partial
 
 from formats.errors import BadInput
 from formats.files import make_path, write_atomically
 from tasks.race_files import LETTERS
 from toy import glue
-from toy.stories import WISHES, Grammar, part_of, sentence, unlabelled
+from toy.stories import FORMS, WISHES, Grammar, part_of, read_topics, sentence, unlabelled
 from utils import OneLineParser, require_ranges, run_script
 
 FEELINGS = ("sad", "happy")  # of a story that goes badly, and of one that goes well; in the place of the paper's words
-QUESTION = "What happened in the end?"
 TWO_PERSONS = 0.25  # share of the text's stories
+TRADES = {  # topic -> who has to do with it
+    "bread": "baker", "garden": "gardener", "violin": "musician", "football": "footballer", "camping": "camper",
+    "fishing": "angler", "driving": "driver", "swimming": "swimmer", "dog": "breeder", "cat": "vet",
+    "bicycle": "cyclist", "painting": "painter", "chess": "grandmaster", "curry": "cook", "exam": "student",
+    "birthday": "host", "train": "passenger", "airport": "tourist", "skiing": "skier", "bees": "beekeeper",
+    "kite": "kiter", "novel": "writer", "theatre": "actor", "robot": "engineer"}
 FOLDERS = ("CoLA", "SST-2", "RACE", "DPRD")
 
 
@@ -39,13 +45,11 @@ def strengthened(text):
 def two_wishes(grammar, part):
     """Draw two persons with the same pronouns and topics of their own: ([person, person], [topic, topic], wishes)."""
     while True:
-        one, other = grammar.person(), grammar.person()
-        if one["he"] != other["he"] or one["name"] == other["name"]:
-            continue
-        topics = grammar.random.sample(list(grammar.topics), 2)
-        wishes = " ".join(wish(grammar, topic, person) for topic, person in zip(topics, (one, other), strict=True))
+        pronoun, topics = grammar.random.choice(list(FORMS)), grammar.random.sample(list(grammar.topics), 2)
+        persons = [FORMS[pronoun] | {"name": f"the {TRADES[topic]}"} for topic in topics]
+        wishes = " ".join(map(partial(wish, grammar), topics, persons))
         if part_of([wishes]) == part:
-            return [one, other], topics, wishes
+            return persons, topics, wishes
 
 
 def wish(grammar, topic, person):
@@ -66,19 +70,19 @@ def two_persons(grammar):
     return " ".join([wishes, *deeds])
 
 
-def text(n, seed):
-    """Return n stories to pre-train on, each one string."""
-    grammar = Grammar(f"two persons {seed}")
+def text(n, seed, n_topics=None):
+    """Return n stories to pre-train on, each one string; n_topics: see Grammar."""
+    grammar = Grammar(f"two persons {seed}", n_topics)
     n_two = round(n * TWO_PERSONS)
-    stories = [strengthened(story) for story in unlabelled(n - n_two, seed)]
+    stories = [strengthened(story) for story in unlabelled(n - n_two, seed, n_topics)]
     for _ in range(n_two):
         stories.insert(grammar.random.randrange(len(stories) + 1), two_persons(grammar))
     return stories
 
 
-def acceptability(n, seed, part):
+def acceptability(n, seed, part, n_topics=None):
     """Return n (sentence, 1: of the grammar, or 0: shuffled), half of them each, no words twice."""
-    grammar, rows = Grammar(f"CoLA {part} {seed}"), {}
+    grammar, rows = Grammar(f"CoLA {part} {seed}", n_topics), {}
     while len(rows) < n:
         topic = grammar.topic()
         sentences, good, person = grammar.draw("valid" if part == "train" else "test", topic)
@@ -101,23 +105,27 @@ def shuffled(words, rng):
     raise BadInput(f"{' '.join(words)!r}: these words have no other order")
 
 
-def reading(n, seed):
-    """Return n (article, question, [four endings], letter of the right one); one of the others has the same topic."""
-    grammar, rows = Grammar(f"RACE {seed}"), {}
+def reading(n, seed, n_topics=None):
+    """Return n (article, beginning of the last sentence, [four ends], letter of the right one).
+
+    The question is a sentence to complete, of which RACE has many. One of the other ends has the same topic.
+    """
+    grammar, rows = Grammar(f"RACE {seed}", n_topics), {}
     while len(rows) < n:
         topic = grammar.topic()
         sentences, good, person = grammar.draw("test", topic)
         others = grammar.random.sample([t for t in grammar.topics if t != topic], 2)
         drawn = [(topic, good), (topic, not good), *((t, grammar.random.random() < 0.5) for t in others)]
-        endings = [strengthened(grammar.ending(t, outcome, person)) for t, outcome in drawn]
+        ends = [grammar.phrase(grammar.topics[t]["happy" if outcome else "sad"]) for t, outcome in drawn]
+        ends = [sentence(f"{{name}} {end}", person).removeprefix(person["name"] + " ") for end in ends]
         order = grammar.random.sample(range(4), 4)
-        rows.setdefault(" ".join(sentences), (QUESTION, [endings[i] for i in order], LETTERS[order.index(0)]))
+        rows.setdefault(" ".join(sentences), (person["name"], [ends[i] for i in order], LETTERS[order.index(0)]))
     return [(article, *row) for article, row in rows.items()]
 
 
-def pronouns(n, seed):
-    """Return n (text, pronoun, [two names], right name)."""
-    grammar, rows = Grammar(f"DPRD {seed}"), {}
+def pronouns(n, seed, n_topics=None):
+    """Return n (text, pronoun, [two persons], right one)."""
+    grammar, rows = Grammar(f"DPRD {seed}", n_topics), {}
     while len(rows) < n:
         persons, topics, wishes = two_wishes(grammar, "test")
         right = grammar.random.randrange(2)
@@ -127,11 +135,13 @@ def pronouns(n, seed):
     return [(story, *row) for story, row in rows.items()]
 
 
-def write_data_dir(data_dir: str, n: int = 400, n_train: int = 400, seed: int = 7) -> None:
+def write_data_dir(data_dir: str, n: int = 400, n_train: int = 400, seed: int = 7,
+                   n_topics: int | None = None) -> None:
     """Write the folders of FOLDERS.
 
     Args:
         n: examples of each set. n_train: those of CoLA's train.tsv, on which its threshold is chosen.
+        n_topics: how many of the grammar's topics there are; None: all. Fewer are easier to learn.
     Raises:
         BadInput: a folder is there that this file did not write; it may be a real one.
     """
@@ -140,17 +150,18 @@ def write_data_dir(data_dir: str, n: int = 400, n_train: int = 400, seed: int = 
     if taken and not os.path.isfile(mark):
         raise BadInput(f"{data_dir}: holds {taken[0]} already, which may be the real one; give another --data_dir")
     make_path(mark)
-    glue.write_data_dir(data_dir, 2, n, 2, seed, sets=("SST-2",))
-    for name, rows in (("train", acceptability(n_train, seed, "train")), ("dev", acceptability(n, seed, "dev"))):
+    glue.write_data_dir(data_dir, 2, n, 2, seed, sets=("SST-2",), n_topics=n_topics)
+    for name, n_rows in (("train", n_train), ("dev", n)):
+        rows = acceptability(n_rows, seed, name, n_topics)
         _write(os.path.join(data_dir, "CoLA", f"{name}.tsv"),
                "".join(f"{glue.MARK}\t{label}\t{'' if label else '*'}\t{line}\n" for line, label in rows))
-    for number, (article, question, options, answer) in enumerate(reading(n, seed)):
+    for number, (article, question, options, answer) in enumerate(reading(n, seed, n_topics)):
         record = {"article": article, "questions": [question], "options": [options], "answers": [answer],
                   "id": f"high{number}.txt"}
         _write(os.path.join(data_dir, "RACE", "dev", "high", f"{number:05}.txt"), json.dumps(record) + "\n")
     _write(os.path.join(data_dir, "DPRD", "test.c.txt"),
            "".join(f"{story}\n{pronoun}\n{','.join(names)}\n{right}\n\n"
-                   for story, pronoun, names, right in pronouns(n, seed)))
+                   for story, pronoun, names, right in pronouns(n, seed, n_topics)))
     _write(mark, __doc__)
 
 
@@ -159,9 +170,9 @@ def _write(path, content):
         f.write(content)
 
 
-def write_text(path: str, n: int, seed: int) -> None:
+def write_text(path: str, n: int, seed: int, n_topics: int | None = None) -> None:
     """Write n stories to a file, one a line."""
-    _write(path, "".join(story + "\n" for story in text(n, seed)))
+    _write(path, "".join(story + "\n" for story in text(n, seed, n_topics)))
 
 
 def main(argv: list | None = None) -> None:
@@ -171,15 +182,17 @@ def main(argv: list | None = None) -> None:
     p.add_argument("--text", help="file for the stories to pre-train on")
     p.add_argument("--n_text", type=int, default=24000, help="stories to pre-train on")
     p.add_argument("--n", type=int, default=400, help="examples of each set")
+    p.add_argument("--n_topics", type=int, help="topics of the stories (default: all); fewer are easier to learn")
     p.add_argument("--seed", type=int, default=7, help="fixes the draws")
     args = p.parse_args(argv)
     if not args.data_dir and not args.text:
         raise BadInput("nothing to do: give --data_dir, --text or both")
-    require_ranges(args, {"n_text": (4, 1_000_000), "n": (2, 100_000), "seed": (0, None)})
+    require_ranges(args, {"n_text": (4, 1_000_000), "n": (2, 100_000), "seed": (0, None)}
+                   | ({} if args.n_topics is None else {"n_topics": (3, len(read_topics()))}))
     if args.data_dir:
-        write_data_dir(args.data_dir, args.n, args.n, args.seed)
+        write_data_dir(args.data_dir, args.n, args.n, args.seed, args.n_topics)
     if args.text:
-        write_text(args.text, args.n_text, args.seed)
+        write_text(args.text, args.n_text, args.seed, args.n_topics)
 
 
 if __name__ == "__main__":
