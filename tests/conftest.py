@@ -14,6 +14,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
 
 
+@pytest.fixture(autouse=True)
+def warnings_again():
+    """What one test was warned of, the next one hears too."""
+    from formats.errors import warn_once
+    warn_once.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def root():
     """The repository's root folder."""
