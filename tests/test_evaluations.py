@@ -1,17 +1,22 @@
 """What a run of train.py measures: parts of the data apart, each number computed once, from files to the report."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from cloze_data import options
 from task_files import write_task
 
 import analysis
 import train
 from predict import predict
+from tasks.encoding import encode_split
 from tasks.gpt_tasks import GPT_TASKS
 from tasks.metrics import by_group
+from text_utils import TextEncoder
+from training import finetuning
 from training.finetuned import load_finetuned
 from utils import read_log
 
@@ -64,6 +69,16 @@ def test_nothing_is_computed_twice(run, name, once):
     valid = {"race": 12, "rocstories": 9}.get(name, 10)
     expected = {"train": 3 * 9, "valid": 3 * valid, "converted": 3 + 1} | once
     assert counted == expected | ({"valid_mismatched": 3 * 10} if name == "mnli" else {})
+
+
+def test_the_first_metric_selects(tmp_path, small_vocabulary):
+    task, data_dir, encoder = GPT_TASKS["mrpc"], write_task(tmp_path, "mrpc"), TextEncoder(*small_vocabulary)
+    splits = {name: encode_split(task, task.read(data_dir, name), encoder, verbose=False)
+              for name in ("train", "valid")}
+    evaluate = finetuning.make_task_evaluation(SimpleNamespace(n_valid=5), task, splits, lambda numbers: {
+        name: torch.arange(2.0 * n).sin().view(n, 2) for name, n in numbers.items()})
+    values, score = evaluate()
+    assert list(values) == ["tr_cost", "tr_f1", "tr_acc", "va_cost", "va_f1", "va_acc"] and score == values["va_f1"]
 
 
 def labels_and_words(path, task, data_dir):
