@@ -222,7 +222,8 @@ def answered_batches(case, sources, lengths, ordered, n_most=0):
         n_most: rows of a batch of short sources, ordered ones; see answering.batches.
     """
     batch = case.size["answered"]["batch"]
-    for rows in batches(sources, batch, n_most) if ordered else torch.arange(len(sources)).split(batch):
+    in_order, longest = torch.arange(len(sources)).split(batch), int(lengths.max())
+    for rows in batches(sources, batch, n_most, longest) if ordered else in_order:
         rows = torch.as_tensor(rows)
         yield rows, pad([sources[i] for i in rows]).to(case.device), lengths[rows].to(case.device)
 

@@ -248,9 +248,11 @@ def t5_answers(case, plain=False, kind="labels", beams=1, leave=True):
 
     def run():
         answers, rest = torch.zeros(len(sources), longest, dtype=torch.int64), WeightsAtRest()
-        n_most = ROWS // beams if leave else 0
+        n_most, steps = ROWS // beams if leave else 0, {}
+        if leave and beams == 1:
+            steps["states_for"] = fast.t5_answers.STATES_FOR  # as generate has it by default
         for rows, src, of_rows in cases.answered_batches(case, sources, lengths, ordered=True, n_most=n_most):
-            given = dict(max_length=longest, decoder=partial(EndingDecoder, of_rows))
+            given = dict(max_length=longest, decoder=partial(EndingDecoder, of_rows, **steps))
             with rest:
                 ids = (decoding.generate(model, src, src != PAD, **given) if beams == 1 else
                        decoding.beam_search(model, src, src != PAD, beams=beams, alpha=0.6, **given))

@@ -78,11 +78,12 @@ def parse_args(argv: list[str], flag: str, datasets: tuple[str, ...], lstm: bool
 
 
 def run_all(args, extra: list[str], data_dir: str, settings: list[Setting],
-            report: Callable[[list[Result]], None]) -> list[Result]:
+            report: Callable[[list[Result]], None], split: str = "test") -> list[Result]:
     """Fine-tune with every task, setting and seed, seed by seed; what is recorded is not run again.
 
     Args:
         args: see parse_args. extra: options of train.py for all. report: called with all results after each seed.
+        split: whose value counts; valid's, where a task has no public labels of test.
     Raises:
         BadInput: a run was recorded with other options; or some failed: the others have been run and reported.
         Stopped: by a signal; the same command goes on.
@@ -98,7 +99,7 @@ def run_all(args, extra: list[str], data_dir: str, settings: list[Setting],
     for (seed, dataset, setting), command, known in zip(cells, commands, found, strict=True):
         if known is None:
             try:
-                results.append(_run(args, command, dataset, setting, seed))
+                results.append(_run(args, command, dataset, setting, seed, split))
             except (BadInput, MissingInput) as error:
                 failures.append(f"{dataset}, {setting.name}, seed {seed}: {error}")
                 warn(f"{failures[-1]}; the others go on")
@@ -154,11 +155,11 @@ def _read(out, command):
     return result
 
 
-def _run(args, command, dataset, setting, seed):
+def _run(args, command, dataset, setting, seed, split):
     """Fine-tune, record what came of it, and delete what is needed no more."""
     start = time.monotonic()
     outcome = call(train, command)
-    split = "test" if "test" in outcome.accuracies else "valid"
+    split = split if split in outcome.accuracies else "valid"
     result = Result(dataset, setting.name, seed, GPT_TASKS[dataset].metrics[0], outcome.accuracies[split], split,
                     time.monotonic() - start)
     with write_atomically(_record_of(args.out, command)) as path, open(path, "w", encoding="utf-8") as f:

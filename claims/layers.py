@@ -58,7 +58,8 @@ def main(argv: list[str]) -> list[grid.Result]:
         options = toy_models.FINETUNE | toy_models.SIZES | {
             "model_dir": toy_models.pretrained(args.out, text, "transformer")}
     settings = settings_of(options, n_layer)
-    results = grid.run_all(args, extra, data, settings, lambda results: report(args, results, n_layer))
+    results = grid.run_all(args, extra, data, settings, lambda results: report(args, results, n_layer),
+                           split="valid" if args.data_dir else "test")  # the figure's are of RACE's and MNLI's dev sets
     print(report(args, results, n_layer))
     print(f"wrote {os.path.join(args.out, 'layers.md')}")
     return results

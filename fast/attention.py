@@ -25,8 +25,8 @@ def attend_with_dropout(q, k, v, scale, p, keep=None):
     """
     scale, t = q.size(3) ** -0.5 if scale is None else scale, q.size(2)
     if keep is None and p:
-        keep = draw_keep((*q.shape[:3], t), p)
-    if t >= LONG:
+        keep = draw_keep((*q.shape[:3], k.size(2)), p)
+    if t >= LONG and t == k.size(2):
         return _Attention.apply(q, k, v, scale, p, keep)
     w = ((q * scale) @ k.transpose(2, 3)).add_(_future(t, q))                # -> [b, h, t, t]
     return dropout(w.softmax(-1), p, keep) @ v                               # [b, h, t, t] x [b, h, t, k]
@@ -68,18 +68,18 @@ class _Attention(torch.autograd.Function):
         d_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         d_k, d_v = (torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
                     for x in (k, v))  # several pieces are added up
-        for of, rows in _pieces(q.shape):
-            w, kept = _weights(q, k, ctx.scale, keep, of, rows)              # [n, h, r, j]
-            d, seen = d_a[of, :, rows], slice(rows.stop)
-            d_w = d @ v[of, :, seen].transpose(2, 3)                         # [n, h, r, k] x [n, h, k, j]
-            dropped = w
-            if kept is not None:
-                kept = kept.to(w.dtype).mul_(1 / (1 - ctx.p))
-                dropped, d_w = w * kept, d_w.mul_(kept)
-            d_v[of, :, seen] += dropped.transpose(2, 3) @ d                  # [n, h, j, r] x [n, h, r, k]
-            d_scores = torch._softmax_backward_data(d_w, w, -1, w.dtype).mul_(ctx.scale)
-            d_q[of, :, rows] = d_scores @ k[of, :, seen]                     # [n, h, r, j] x [n, h, j, k]
-            d_k[of, :, seen] += d_scores.transpose(2, 3) @ q[of, :, rows]    # [n, h, j, r] x [n, h, r, k]
+        with torch.autocast(q.device.type, enabled=False):  # whose softmax would be of another type
+            for of, rows in _pieces(q.shape):
+                w, kept = _weights(q, k, ctx.scale, keep, of, rows)              # [n, h, r, j]
+                d, seen = d_a[of, :, rows], slice(rows.stop)
+                d_w = d @ v[of, :, seen].transpose(2, 3)                         # [n, h, r, k] x [n, h, k, j]
+                dropped = w
+                if kept is not None:
+                    dropped, d_w = (x.mul(kept).mul_(1 / (1 - ctx.p)) for x in (w, d_w))
+                d_v[of, :, seen] += dropped.transpose(2, 3) @ d                  # [n, h, j, r] x [n, h, r, k]
+                d_scores = torch._softmax_backward_data(d_w, w, -1, w.dtype).mul_(ctx.scale)
+                d_q[of, :, rows] = d_scores @ k[of, :, seen]                     # [n, h, r, j] x [n, h, j, k]
+                d_k[of, :, seen] += d_scores.transpose(2, 3) @ q[of, :, rows]    # [n, h, j, r] x [n, h, r, k]
         return d_q, d_k.to(k.dtype), d_v.to(v.dtype), None, None, None
 
 

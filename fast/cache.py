@@ -30,16 +30,15 @@ class KeysValues:
 
     Args:
         limit: most positions.
-        one_query: they are read by one query at a time, see for_one_query.
     Attributes:
         length: positions held so far. size: positions there is room for.
     """
 
-    def __init__(self, limit, one_query=True):
-        self.limit, self.one_query, self.size, self.length = limit, one_query, 0, 0
+    def __init__(self, limit):
+        self.limit, self.size, self.length = limit, 0, 0
 
     def extend(self, k, v):
-        """Add k, v [b, h, t, k] of the newest positions; return all so far, [b, h, j, k] each."""
+        """Add k, v [b, h, t, k] of the newest positions; return all so far, [b, h, j, k] each, see for_one_query."""
         end = self.length + k.shape[2]
         if end > self.size:
             self.size = grown(self.size, end, self.limit)
@@ -48,8 +47,8 @@ class KeysValues:
         self.k[:, :, self.length:end] = k
         self.v[:, :, self.length:end] = v
         self.length = end
-        k, v = self.k[:, :, :end], self.v[:, :, :end]
-        return (for_one_query(k), for_one_query(v)) if self.one_query else (k, v)
+        one, (k, v) = k.shape[2] == 1, (self.k[:, :, :end], self.v[:, :, :end])
+        return (for_one_query(k), for_one_query(v)) if one else (k, v)
 
     def keep(self, rows):
         """Keep some of the sequences alone; rows: int [number of them]."""

@@ -103,7 +103,8 @@ def attention(m, x, k, v, bias=None, packing=None):
     Returns:
         The shape of x.
     """
-    q, p = split_heads(dense(m.q, x), m.heads, packing).to(k.dtype), rate(m.dropout)
+    q, p = dense(m.q, x), rate(m.dropout)
+    made, q = q.dtype, split_heads(q, m.heads, packing).to(k.dtype)
     if p:
         # The original drops attention weights with one mask [b, h, 1, j] for all queries. The sum
         # over j of weight * mask * value is the same when the mask multiplies the values instead.
@@ -113,7 +114,7 @@ def attention(m, x, k, v, bias=None, packing=None):
     a = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)      # [b, h, t, k]
     if packing is not None:
         return dense(m.o, packing.merge_heads(a))                               # -> [n, h*k] -> [n, d]
-    return dense(m.o, a.transpose(1, 2).flatten(2).to(x.dtype))                 # -> [b, t, h*k] -> [b, t, d]
+    return dense(m.o, a.transpose(1, 2).flatten(2).to(made))                 # -> [b, t, h*k] -> [b, t, d]
 
 
 def attention_to_states(m, x, states, bias=None):
@@ -309,7 +310,7 @@ class Decoder:
         states = encode(model, src, mask)
         self.memory = [states] * len(model.decoder.block)
         self.memory_bias = None if mask is None else additive(mask, states.dtype)
-        self.caches = [KeysValues(length * beams, one_query=beams == 1) for _ in model.decoder.block]
+        self.caches = [KeysValues(length * beams) for _ in model.decoder.block]
         self.size, self.bias, self.past = 0, None, None
         if beams > 1:
             dtype = model.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.dtype

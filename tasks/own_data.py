@@ -301,19 +301,22 @@ def unlabelled(source: Any, texts: tuple[str, ...], general: tuple[str, ...], co
     return Split(split.path, dict(zip(texts, split.texts.values(), strict=True)), None, split.index)
 
 
-def write_rows(path: str, source: Any, name: str) -> str:
-    """Write rows from Python to a .jsonl file, and return its path.
+def _plain(value):
+    """What JSON holds of a value it does not know: a NumPy number; of others nothing, as of what is missing."""
+    return value.item() if hasattr(value, "item") else None
+
+
+def write_rows(path: str, source: Any, name: str) -> None:
+    """Write rows from Python to a .jsonl file; values that JSON does not know, such as dates, as missing ones.
 
     Args:
         source: a DataFrame, a dict of lists or a list of dicts. name: what it is called in messages.
     Raises:
-        BadInput: it is none of these, empty, or holds a value that is no text, number, truth value or None.
+        BadInput: it is none of these, or empty.
     """
+    rows = [row for _, row in _open(source, name).rows]
+    if not rows:
+        raise BadInput(f"{name}: is empty; expected one example a row")
     with open(path, "w", encoding="utf-8") as f:
-        for number, row in _open(source, name).rows:
-            try:
-                f.write(json.dumps({str(column): value for column, value in row.items()},
-                                   default=lambda value: value.item()) + "\n")
-            except (AttributeError, TypeError, ValueError):
-                raise BadInput(f"{name}: row {number} is {shown(row, 150)}, expected texts and numbers") from None
-    return path
+        for row in rows:
+            f.write(json.dumps({str(column): value for column, value in row.items()}, default=_plain) + "\n")

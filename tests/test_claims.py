@@ -156,7 +156,7 @@ def test_the_layers_are_run_on_the_paper_s_two_tasks_as_their_files_are(work, ab
     assert {(r.dataset, r.setting) for r in found} == {
         (name, setting) for name in layers.DATASETS for setting in ("0 layers", "1 layer", "2 layers")}
     text = (tmp_path / "layers.md").read_text()
-    assert "race (test, accuracy)" in text and "toy" not in text and (tmp_path / "layers.png").stat().st_size > 5000
+    assert "race (valid, accuracy)" in text and "toy" not in text and (tmp_path / "layers.png").stat().st_size > 5000
 
 
 def test_the_published_numbers_hang_together():

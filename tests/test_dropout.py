@@ -101,3 +101,26 @@ def test_looking_up_in_the_dropped_matrix_has_the_plain_gradient(softmax):
     plain = weight * we.keep / 0.6
     want, = torch.autograd.grad(loss_of(F.embedding(x, plain).sum(-2), plain), weight)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_of_long_attention_in_bfloat16_are_not_smaller(monkeypatch, autocast):
+    """1 / (1 - p) is no number of bfloat16: rounded to it, gradients would all be 0.16% too small at p = 0.1."""
+    for name, value in (("LONG", 9), ("QUERIES", 8), ("ENTRIES", 2 * 2 * 24 * 8)):
+        monkeypatch.setattr(attention, name, value)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 8, 3, 24, 5).bfloat16().requires_grad_()
+    keep, d = draw_keep((8, 3, 24, 24), 0.1), torch.ones(8, 3, 24, 5)
+    sums = []
+    for dtype in (torch.bfloat16, torch.float64):
+        parts = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        y = attend_with_dropout(*parts, 1.0, 0.1, keep)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            sums.append(torch.autograd.grad(y, parts, d.to(dtype))[2].double().sum())  # d_v, all of one sign
+    assert abs(sums[0] / sums[1] - 1) < 6e-4
+
+
+def test_a_query_after_earlier_positions_has_a_mask_for_each_key():
+    q, k, v = torch.ones(2, 3, 1, 4), torch.ones(2, 3, 50, 4), torch.ones(2, 3, 50, 4)
+    a = attend_with_dropout(q, k, v, None, 0.5)
+    assert ((a > 0.3) & (a < 1.7)).all()  # with one mask for all keys it would be 0 or 2

@@ -153,12 +153,21 @@ def test_a_rest_that_is_kept_packs_once_up_to_its_limit_and_forgets_what_is_gone
 
 
 @ONEDNN
-def test_a_model_that_is_shared_out_is_not_packed(packings):
-    weight = torch.nn.Parameter(torch.randn(8, 12))
-    with torch.no_grad(), matmul_module.WeightsAtRest(packs=False):
-        for _ in range(matmul_module.PACKED_FROM + 2):
-            linear(torch.randn(5, 12), weight)
-    assert not packings
+def test_a_weight_that_changes_in_a_rest_is_packed_again(packings):
+    weight, x = torch.nn.Parameter(torch.randn(12, 12)), torch.randn(5, 12)
+
+    def check(product, w):
+        for _ in range(matmul_module.PACKED_FROM + 1):
+            torch.testing.assert_close(product(), x @ w, rtol=1e-5, atol=1e-5)
+
+    with torch.no_grad(), matmul_module.WeightsAtRest():
+        check(lambda: linear(x, weight), weight.t())
+        weight.mul_(2)
+        check(lambda: linear(x, weight), weight.t())
+        weight.data = weight.data + 1
+        check(lambda: linear(x, weight), weight.t())
+        check(lambda: matmul(x, weight), weight)  # the other way round
+    assert len(packings) == 4
 
 
 @ONEDNN

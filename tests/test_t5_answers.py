@@ -94,11 +94,11 @@ def test_batches_hold_every_input_once_and_no_more_than_the_first(n_batch, n_mos
     draw = torch.Generator().manual_seed(2)
     lengths = torch.randint(1, 40, (57,), generator=draw).tolist()
     inputs = [list(range(n)) for n in lengths]
-    found = answering.batches(inputs, n_batch, n_most, n_processes)
-    assert sorted(i for rows in found for i in rows) == list(range(57)) and answering.batches([], n_batch, 9) == []
+    found = answering.batches(inputs, n_batch, n_most, 7, n_processes)
+    assert sorted(i for rows in found for i in rows) == list(range(57)) and answering.batches([], n_batch, 9, 7) == []
     ordered = [lengths[i] for rows in found for i in rows]
     assert ordered == sorted(ordered, reverse=True)
-    assert all(len(rows) * lengths[rows[0]] <= n_batch * max(lengths) for rows in found)
+    assert all(len(rows) * (lengths[rows[0]] + 7) <= n_batch * (max(lengths) + 7) for rows in found)
     assert len(found[0]) == min(n_batch, 57) and (len(found) >= min(n_processes, 57 // n_batch))
     assert all(len(rows) <= max(n_batch, n_most) for rows in found)
     assert n_most <= n_batch or max(map(len, found)) > n_batch or n_batch == 99

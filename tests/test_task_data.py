@@ -86,7 +86,10 @@ def test_own_data_train_from_python(tmp_path, argv, task):
         outcome = train.main(argv(dataset="own", task=task, desc="numbers"), train=numbers)
         described = json.loads((tmp_path / "save" / "numbers" / "task.json").read_text())
         assert described["task"]["classes"] == ["1", "2"]
-        for source, message in ((3, "train is int, expected"), ([{"text": "a", "label": {1}}], "row 0 is")):
+        dated = frame.assign(day=pd.Timestamp("2026-11-26"), note=pd.NA)  # which nobody reads
+        train.main(argv(dataset="own", task=task, desc="dated"), train=dated)
+        for source, message in ((3, "train is int, expected"), ([], "train: is empty"), (frame[:0], "train: is empty"),
+                                ([{"text": "a", "label": "x"}, {"text": "b", "label": {1}}], "^train: row 2")):
             with pytest.raises(BadInput, match=message):
                 train.main(argv(dataset="own", task=task), train=source)
         with pytest.raises(BadInput, match="--train_file is for your own data"):

@@ -70,16 +70,21 @@ def _ascii_or_sign(sign):
     return sign if sign.isprintable() and sign != " " else ascii(sign)
 
 
-def batches(inputs: Sequence[np.ndarray], n_batch: int, n_most: int, n_processes: int = 1) -> list[list[int]]:
+def batches(inputs: Sequence[np.ndarray], n_batch: int, n_most: int, n_answer: int,
+            n_processes: int = 1) -> list[list[int]]:
     """The numbers of inputs, in batches of like length, the longest first.
 
-    A batch of short inputs may have more rows than n_batch, up to n_most, but no more positions than n_batch of the
-    longest inputs, and no more rows than leave some to each process.
+    A batch of short inputs may have more rows than n_batch, up to n_most, but no more positions, those of the answers
+    included, than n_batch of the longest inputs, and no more rows than leave some to each process.
+
+    Args:
+        n_answer: tokens of an answer at most.
     """
     order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i]))
     n_most, found = max(n_batch, min(n_most, -(-len(inputs) // n_processes))), []
     while order:
-        n = min(n_most, n_batch * len(inputs[(found or [order])[0][0]]) // len(inputs[order[0]]))
+        longest = len(inputs[(found or [order])[0][0]])
+        n = min(n_most, n_batch * (longest + n_answer) // (len(inputs[order[0]]) + n_answer))
         found.append(order[:n])
         order = order[n:]
     return found
@@ -110,8 +115,8 @@ def answer(model: torch.nn.Module, inputs: Sequence[np.ndarray], world: Any, max
     answers = torch.zeros(len(distinct), max_length, dtype=torch.int64, device=world.device)
     log_p = torch.zeros(len(distinct), device=world.device)
     functions = t5_decoding if plain else t5_answers
-    rest = WeightsAtRest(packs=not world.in_step)
-    all_rows = batches(distinct, n_batch, n_most, world.size)
+    rest = WeightsAtRest()
+    all_rows = batches(distinct, n_batch, n_most, max_length, world.size)
     for rows, counts in progress.bar(world.share(all_rows), unit="batch", show=show):
         src = pad([distinct[i] for i in rows], world.device)
         given = dict(max_length=max_length, return_scores=scores)

@@ -57,7 +57,7 @@ def choose(logits_of, n_examples, n_choices, n_batch, world, verbose=False, desc
     """
     logits = torch.zeros(n_examples, n_choices, device=world.device)
     starts = world.share(range(0, n_examples, n_batch))
-    with WeightsAtRest(packs=not world.in_step):
+    with WeightsAtRest():
         for start, counts in progress.bar(starts, unit="batch", desc=desc, show=verbose and world.is_first):
             rows = slice(start, min(start + n_batch, n_examples))
             found = logits_of(rows).float()

@@ -355,7 +355,7 @@ def train(args, model, optimizer, orders, tower_loss, evaluate, world, fingerpri
 
     def log():
         model.eval()
-        with torch.no_grad(), world.together(), WeightsAtRest(packs=not world.in_step):
+        with torch.no_grad(), world.together(), WeightsAtRest():
             values, score = evaluate()
         require_finite({name: value for name, value in values.items() if value is not None})
         model.train()

@@ -82,11 +82,21 @@ def as_files(**rows):
 
     Args:
         rows: train, valid and test, each what own_data.write_rows takes, or None.
+    Raises:
+        BadInput: see own_data.write_rows; or what the run raises, with these names in the place of the files'.
     """
     given = {name: source for name, source in rows.items() if source is not None}
     with tempfile.TemporaryDirectory() if given else contextlib.nullcontext() as folder:
-        yield [word for name, source in given.items() for word in (
-            f"--{name}_file", write_rows(make_path(os.path.join(folder, "rows", f"{name}.jsonl")), source, name))]
+        paths = {name: make_path(os.path.join(folder, "rows", f"{name}.jsonl")) for name in given}
+        for name, source in given.items():
+            write_rows(paths[name], source, name)
+        try:
+            yield [word for name, path in paths.items() for word in (f"--{name}_file", path)]
+        except BadInput as error:
+            message = str(error)
+            for name, path in paths.items():
+                message = message.replace(path, name)
+            raise BadInput(message) from None
 
 
 def _paths(args):
