@@ -91,7 +91,7 @@ def run_all(args, extra: list[str], data_dir: str, settings: list[Setting],
     cells = [(seed, dataset, setting) for seed in range(args.first_seed, args.first_seed + args.seeds)
              for dataset in args.datasets for setting in settings]
     commands = [_command(args, extra, data_dir, *cell) for cell in cells]
-    found = [_read(args.out, command) for command in commands]
+    found = [_read(args.out, command, split) for command in commands]
     left, results, failures = found.count(None), [result for result in found if result is not None], []
     if results:
         print(f"finished already: {len(results)} of {len(cells)} fine-tunings")
@@ -139,8 +139,8 @@ def _record_of(out, command):
     return os.path.join(out, "runs", f"{train.parse_args(command).desc}.json")
 
 
-def _read(out, command):
-    """Return the Result of a recorded run, None where there is none."""
+def _read(out, command, split):
+    """Return the Result of a recorded run, None where there is none; split: see run_all."""
     path = _record_of(out, command)
     try:
         with open(path, encoding="utf-8") as f:
@@ -150,6 +150,8 @@ def _read(out, command):
         return None
     differ = [f"--{name} {options.get(name)!r} then, {value!r} now" for name, value in _options_of(command).items()
               if options.get(name) != value]
+    if split == "valid" and result.split != split:
+        differ.append(f"its value is of {result.split}, now of {split}")
     if differ:
         raise BadInput(f"{path}: was run differently: {'; '.join(differ)[:300]}; give the same, or another --out")
     return result

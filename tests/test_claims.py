@@ -151,12 +151,17 @@ def test_the_ablations_are_run_on_the_real_layouts_with_all_four_rows(work, abla
 
 
 def test_the_layers_are_run_on_the_paper_s_two_tasks_as_their_files_are(work, ablated, files, tmp_path):
-    found = reproduce.main(["--layers", "--out", str(tmp_path), "--seeds", "1", "--data_dir", files,
-                            "--model_dir", str(work / "model-transformer"), *SMALLER])
+    argv = ["--layers", "--out", str(tmp_path), "--seeds", "1", "--data_dir", files,
+            "--model_dir", str(work / "model-transformer"), *SMALLER]
+    found = reproduce.main(argv)
     assert {(r.dataset, r.setting) for r in found} == {
         (name, setting) for name in layers.DATASETS for setting in ("0 layers", "1 layer", "2 layers")}
     text = (tmp_path / "layers.md").read_text()
     assert "race (valid, accuracy)" in text and "toy" not in text and (tmp_path / "layers.png").stat().st_size > 5000
+    record = next((tmp_path / "runs").glob("race-*.json"))
+    record.write_text(record.read_text().replace('"split": "valid"', '"split": "test"'))
+    with pytest.raises(BadInput, match="its value is of test, now of valid"):  # the two in one table would be a lie
+        reproduce.main(argv)
 
 
 def test_the_published_numbers_hang_together():
