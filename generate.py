@@ -23,10 +23,11 @@ import fast.gpt
 import fast.t5
 import t5_decoding
 from ablations.lstm import load_language_model
+from fast.at_rest import WeightsAtRest
 from fast.blas import forced_library
 from fast.devices import without_cudnn_attention
 from fast.known import knows
-from fast.matmul import WeightsAtRest, linear
+from fast.matmul import linear
 from fast.rates import say_where_bf16_is_slow
 from formats import progress, streams
 from formats.errors import BadInput, MissingInput, warn_once

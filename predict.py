@@ -34,9 +34,9 @@ import torch
 import explore
 import fast.gpt
 import fast.t5
+from fast.at_rest import WeightsAtRest
 from fast.devices import without_cudnn_attention
 from fast.known import knows
-from fast.matmul import WeightsAtRest
 from formats import progress
 from formats.errors import BadInput, warn
 from formats.files import write_atomically

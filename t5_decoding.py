@@ -231,9 +231,10 @@ class Hypotheses:
         Returns:
             tokens int [b, n], the newest of the alive ones now; parents int [b, n], which of them each goes on from.
         """
-        log_p, n, v = log_p + self.alive_score[..., None], self.beams, log_p.shape[-1]
-        score, index = log_p.flatten(1).topk(2 * n)                             # [b, n*v] -> [b, 2n]
-        beam, token = index // v, index % v
+        n = self.beams
+        log_p, token = log_p.topk(min(2 * n, log_p.shape[-1]))  # of each; the best of all are among them: [b, n, m]
+        score, index = (log_p + self.alive_score[..., None]).flatten(1).topk(2 * n)  # [b, n*m] -> [b, 2n]
+        beam, token = index // log_p.shape[-1], token.flatten(1).gather(1, index)
         candidates = torch.cat([_rows(self.alive, beam), token[..., None]], 2)  # [b, 2n, t + 1]
         ends = token == EOS
 

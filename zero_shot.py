@@ -32,8 +32,8 @@ import torch
 
 import explore
 import fast.gpt
+from fast.at_rest import WeightsAtRest
 from fast.devices import without_cudnn_attention
-from fast.matmul import WeightsAtRest
 from formats import progress
 from formats.errors import BadInput, MissingInput, warn
 from formats.gpt_files import read_pretrained

@@ -12,7 +12,7 @@ import opt
 import t5_decoding
 from benchmarks import cases
 from benchmarks.cases import Work
-from fast.matmul import WeightsAtRest
+from fast.at_rest import WeightsAtRest
 from generate import generate_gpt
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, dotdict
 from t5_pytorch import EOS, PAD, T5, shift_right

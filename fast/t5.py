@@ -20,12 +20,13 @@ from torch.utils.checkpoint import checkpoint
 
 import loss
 import t5_decoding
-from fast.cache import KeysValues, for_one_query, grown
+from fast.at_rest import WeightsAtRest
+from fast.cache import KeysValues, as_read, grown
 from fast.cross_entropy import linear_cross_entropy
 from fast.devices import moved, moved_to
 from fast.dropout import rate
 from fast.known import knows
-from fast.matmul import WeightsAtRest, linear
+from fast.matmul import linear, linears
 from fast.packing import Packing
 from t5_pytorch import (
     MAX_DISTANCE,
@@ -91,20 +92,19 @@ def split_heads(x, heads, packing=None):
 
 def keys_values(m, memory, packing=None):
     """Keys and values of an Attention: [b, j, d], or packed [n, d] -> two of [b, h, j, k]."""
-    return tuple(split_heads(dense(part, memory), m.heads, packing) for part in (m.k, m.v))
+    return tuple(split_heads(part, m.heads, packing) for part in linears(memory, m.k.weight, m.v.weight))
 
 
-def attention(m, x, k, v, bias=None, packing=None):
-    """As Attention, with keys and values made before.
+def attention(m, q, k, v, bias=None, packing=None):
+    """As Attention, with queries, keys and values made before.
 
     Args:
-        x: [b, t, d], or [n, d] with its packing; k, v: [b, h, j, k].
+        q: [b, t, h*k], or [n, h*k] with its packing; k, v: [b, h, j, k].
         bias: added to the scores, broadcastable to [b, h, t, j].
     Returns:
-        The shape of x.
+        [b, t, d], or [n, d].
     """
-    q, p = dense(m.q, x), rate(m.dropout)
-    made, q = q.dtype, split_heads(q, m.heads, packing).to(k.dtype)
+    p, made, q = rate(m.dropout), q.dtype, split_heads(q, m.heads, packing).to(k.dtype)
     if p:
         # The original drops attention weights with one mask [b, h, 1, j] for all queries. The sum
         # over j of weight * mask * value is the same when the mask multiplies the values instead.
@@ -118,7 +118,7 @@ def attention(m, x, k, v, bias=None, packing=None):
 
 
 def attention_to_states(m, x, states, bias=None):
-    """As attention(m, x, *keys_values(m, states), bias), without making keys and values of all positions.
+    """As attention(m, dense(m.q, x), *keys_values(m, states), bias), without making keys and values of all positions.
 
     The two projections go to the other side of the products: q @ (states @ W).T = (q @ W.T) @ states.T. It takes as
     many products of weights as x has positions, and attention over vectors of width d instead of k, once for each head.
@@ -142,7 +142,8 @@ def attention_to_states(m, x, states, bias=None):
 def dense_relu_dense(m, x, packing=None):
     """As DenseReluDense; x: [b, t, d], or [n, d] with its packing -> the same shape."""
     if m.gated:
-        hidden = F.gelu(dense(m.wi_0, x), approximate="tanh") * dense(m.wi_1, x)  # [..., d] -> [..., f]
+        gate, hidden = linears(x, m.wi_0.weight, m.wi_1.weight)                 # [..., d] -> two of [..., f]
+        hidden = F.gelu(gate, approximate="tanh") * hidden
     else:
         hidden = F.relu(dense(m.wi, x), inplace=not torch.is_grad_enabled())
     return dense(m.wo, dropout(m.dropout, hidden, packing))
@@ -160,17 +161,19 @@ def block(m, x, bias, memory=None, memory_bias=None, packing=None, cache=None):
     """
     first = m.layer[0]
     y = norm(first.layer_norm, x)
-    k, v = keys_values(first.SelfAttention, y, packing)
+    own = first.SelfAttention
+    q, *kv = linears(y, own.q.weight, own.k.weight, own.v.weight)
+    k, v = (split_heads(part, own.heads, packing) for part in kv)
     if cache is not None:
         k, v = cache.extend(k, v)
-    x = x + dropout(first.dropout, attention(first.SelfAttention, y, k, v, bias, packing), packing)
+    x = x + dropout(first.dropout, attention(own, q, k, v, bias, packing), packing)
     if memory is not None:
         cross = m.layer[1]
-        y = norm(cross.layer_norm, x)
+        y, other = norm(cross.layer_norm, x), cross.EncDecAttention
         if torch.is_tensor(memory):
-            y = attention_to_states(cross.EncDecAttention, y, memory, memory_bias)
+            y = attention_to_states(other, y, memory, memory_bias)
         else:
-            y = attention(cross.EncDecAttention, y, *memory, memory_bias, packing)
+            y = attention(other, dense(other.q, y), *memory, memory_bias, packing)
         x = x + dropout(cross.dropout, y, packing)
     last = m.layer[-1]
     y = dense_relu_dense(last.DenseReluDense, norm(last.layer_norm, x), packing)
@@ -309,12 +312,12 @@ class Decoder:
         self.model, self.beams, self.length, self.position, self.states_for = model, beams, length, 0, states_for
         states = encode(model, src, mask)
         self.memory = [states] * len(model.decoder.block)
-        self.memory_bias = None if mask is None else additive(mask, states.dtype)
-        self.caches = [KeysValues(length * beams) for _ in model.decoder.block]
+        self.memory_bias = None if mask is None else as_read(additive(mask, states.dtype))
+        self.caches = [KeysValues(length * beams, beams == 1) for _ in model.decoder.block]
         self.size, self.bias, self.past = 0, None, None
         if beams > 1:
-            dtype = model.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.dtype
-            self.past = torch.full((len(src), 1, beams, 0), masked(dtype), dtype=dtype, device=src.device)
+            table = model.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+            self.past = table.new_full((len(src), 1, beams, 0), masked(table.dtype))
 
     def step(self, tokens, parents=None):
         """Read one more token per beam.
@@ -329,10 +332,8 @@ class Decoder:
         if self.position == self.size:
             self._grow()
         if self.position == self.states_for:
-            self.memory = [keys_values(part.layer[1].EncDecAttention, states)
+            self.memory = [tuple(map(as_read, keys_values(part.layer[1].EncDecAttention, states)))
                            for part, states in zip(model.decoder.block, self.memory, strict=True)]
-            if n == 1:
-                self.memory = [tuple(map(for_one_query, kv)) for kv in self.memory]
         bias = self.bias[..., (self.size - self.position - 1) * n:]             # [1, h, 1, end]
         if n > 1:
             if parents is not None:
@@ -360,7 +361,8 @@ class Decoder:
     def _grow(self):
         """Make the relative bias [1, h, 1, size*n], and room in `past`, for more positions."""
         old, self.size = self.size, grown(self.size, self.size + 1, self.length)
-        self.bias = stack_bias(self.model.decoder, 1, self.size).repeat_interleave(self.beams, dim=-1)
+        bias = stack_bias(self.model.decoder, 1, self.size).repeat_interleave(self.beams, dim=-1)
+        self.bias = as_read(bias) if self.beams == 1 else bias
         if self.past is not None:
             self.past = F.pad(self.past, (0, (self.size - old) * self.beams), value=masked(self.past.dtype))
 

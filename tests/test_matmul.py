@@ -5,9 +5,11 @@ import weakref
 import pytest
 import torch
 
+from fast import at_rest
 from fast import matmul as matmul_module
+from fast.at_rest import WeightsAtRest
 from fast.blas import VARIABLE
-from fast.matmul import linear, matmul, matmul_made, matmul_of
+from fast.matmul import linear, linears, matmul, matmul_made, matmul_of
 
 ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN: one path only")
 
@@ -81,21 +83,29 @@ def test_one_row_is_read_in_pieces_where_nothing_is_learned(monkeypatch, n_in, n
 
 
 @pytest.fixture
-def packings(monkeypatch):
-    """A list that fills with the shapes of the weights that are packed."""
-    made, pack = [], torch.ops.mkldnn._reorder_linear_weight
-    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight",
-                        lambda w, rows: made.append(tuple(w.shape)) or pack(w, rows))
+def laid_out(monkeypatch):
+    """A list that fills with the shapes of the weights [n, k] that are laid out anew."""
+    made, together = [], at_rest._together
+    monkeypatch.setattr(at_rest, "_together", lambda weights: made.append(tuple(together(weights).shape)) or
+                        together(weights))
     return made
+
+
+def skip_without_bfloat16(dtype):
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN does not multiply in bfloat16 on this processor")
+
+
+def close_in(dtype):
+    return dict(rtol=1e-2, atol=3e-2) if dtype == torch.bfloat16 else dict(rtol=1e-5, atol=1e-5)
 
 
 @ONEDNN
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("transposed, bias", [(False, True), (False, False), (True, False)])
 @pytest.mark.parametrize("rows", [1, 3, 19, 67])
-def test_a_weight_at_rest_is_packed_once_and_gives_the_same_bits(packings, dtype, transposed, bias, rows):
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("oneDNN does not multiply in bfloat16 on this processor")
+def test_a_weight_at_rest_is_laid_out_once_and_gives_the_same_numbers(laid_out, dtype, transposed, bias, rows):
+    skip_without_bfloat16(dtype)
     x, w, b = (None if t is None else t.detach().to(dtype) for t in operands((rows,), 37, 24, transposed, bias))
     weight = torch.nn.Parameter(w)
 
@@ -105,69 +115,96 @@ def test_a_weight_at_rest_is_packed_once_and_gives_the_same_bits(packings, dtype
     with torch.no_grad():
         expected = product(x)
         exact = x.double() @ (w.double().t() if transposed else w.double()) + (b.double() if bias else 0)
-        close = dict(rtol=1e-2, atol=3e-2) if dtype == torch.bfloat16 else dict(rtol=1e-5, atol=1e-5)
+        close = close_in(dtype)
         for _ in range(20):
             product(x)
-        assert not packings  # nobody has said that the weight stays
-        with matmul_module.WeightsAtRest():
-            for _ in range(matmul_module.PACKED_FROM - 1):
+        assert not laid_out  # nobody has said that the weight stays
+        as_it_is = rows == 1 and (dtype == torch.float32 or transposed)
+        with WeightsAtRest():
+            for _ in range(at_rest.LAID_OUT_FROM - 1):
                 product(x)
-            assert not packings
-            with matmul_module.WeightsAtRest(), torch.inference_mode():  # the outer one goes on
+            assert not laid_out
+            with WeightsAtRest(), torch.inference_mode():  # the outer one goes on
                 found = [product(x) for _ in range(3)]
-            assert len(packings) == (0 if rows == 1 and dtype == torch.float32 else 1)
+            assert laid_out == ([] if as_it_is else [(24, 37)])
             with torch.enable_grad():
                 assert product(x).requires_grad
-        few = 2 <= rows <= 4 and dtype == torch.float32 and transposed
+        other_kernel = dtype == torch.bfloat16 and rows == 1 \
+            or dtype == torch.float32 and 2 <= rows <= 4 and transposed  # MKL's order is left for oneDNN's
         for y in found:
+            assert y.is_contiguous()
             torch.testing.assert_close(y.double(), exact, **close)
-            assert few or torch.equal(y, expected)  # else MKL's order is left for oneDNN's
+            assert other_kernel or torch.equal(y, expected)
+        assert torch.backends.mkldnn.enabled
         weight.data.mul_(-2)  # of which autograd's version says nothing
         torch.testing.assert_close(product(x), plain(x, weight.t() if transposed else weight, b), **close)
-        with matmul_module.WeightsAtRest():
-            for _ in range(matmul_module.PACKED_FROM + 1):
+        with WeightsAtRest():
+            for _ in range(at_rest.LAID_OUT_FROM + 1):
                 y = product(x)
         torch.testing.assert_close(y, plain(x, weight.t() if transposed else weight, b), **close)
 
 
 @ONEDNN
-def test_a_rest_that_is_kept_packs_once_up_to_its_limit_and_forgets_what_is_gone(packings, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [(1, 1), (3, 1), (5, 7)])
+def test_weights_at_rest_that_meet_the_same_rows_are_multiplied_together(laid_out, dtype, rows):
+    skip_without_bfloat16(dtype)
+    torch.manual_seed(0)
+    x, *weights = (torch.randn(*shape, 37).to(dtype) for shape in (rows, (24,), (9,), (40,)))
+    weights = [torch.nn.Parameter(weight) for weight in weights]
+    with torch.no_grad():
+        exact = [x.double() @ weight.double().t() for weight in weights]
+        with WeightsAtRest():
+            for n in range(at_rest.LAID_OUT_FROM + 2):
+                assert laid_out == ([(24 + 9 + 40, 37)] if n >= at_rest.LAID_OUT_FROM else [])
+                for y, wanted in zip(linears(x, *weights), exact, strict=True):
+                    torch.testing.assert_close(y.double(), wanted, **close_in(dtype))
+            weights[2].mul_(2)  # any of them
+            torch.testing.assert_close(linears(x, *weights)[2].double() / 2, exact[2], **close_in(dtype))
+    for y, weight in zip(linears(x, *weights), weights, strict=True):
+        y.sum().backward()
+        torch.testing.assert_close(weight.grad.double(), x.double().flatten(0, -2).sum(0).expand(len(weight), -1),
+                                   **close_in(dtype))
+
+
+@ONEDNN
+def test_a_rest_that_is_kept_lays_out_once_up_to_its_limit_and_forgets_what_is_gone(laid_out, monkeypatch):
     weights = [torch.nn.Parameter(torch.randn(n, 12)) for n in (8, 9, 10)]
-    monkeypatch.setattr(matmul_module, "MOST_PACKED", 4 * 12 * (8 + 10))
-    x, rest = torch.randn(5, 12), matmul_module.WeightsAtRest()
+    monkeypatch.setattr(at_rest, "MOST_LAID_OUT", 4 * 12 * (8 + 10))
+    x, rest = torch.randn(5, 12), WeightsAtRest()
     with torch.no_grad():
         for _ in range(3):
             with rest:
-                for weight in (*weights, *weights) * matmul_module.PACKED_FROM:
+                for weight in (*weights, *weights) * at_rest.LAID_OUT_FROM:
                     linear(x, weight)
-        assert packings == [(8, 12), (9, 12)]
+        assert laid_out == [(8, 12), (9, 12)]
         del weights[0], weight
         with rest:
             for _ in range(3):
                 linear(x, weights[-1])
-        assert packings == [(8, 12), (9, 12)]  # 9 and 10 rows are still too many
+        assert laid_out == [(8, 12), (9, 12)]  # 9 and 10 rows are still too many
         del weights[0]
         with rest:
             linear(x, weights[-1])
-        assert packings == [(8, 12), (9, 12), (10, 12)]
+        assert laid_out == [(8, 12), (9, 12), (10, 12)]
 
 
 @ONEDNN
-def test_a_weight_that_changes_in_a_rest_is_packed_again(packings):
+def test_a_weight_that_changes_in_a_rest_is_laid_out_again(laid_out):
     weight, x = torch.nn.Parameter(torch.randn(12, 12)), torch.randn(5, 12)
 
     def check(product, w):
-        for _ in range(matmul_module.PACKED_FROM + 1):
+        for _ in range(at_rest.LAID_OUT_FROM + 1):
             torch.testing.assert_close(product(), x @ w, rtol=1e-5, atol=1e-5)
 
-    with torch.no_grad(), matmul_module.WeightsAtRest():
+    with torch.no_grad(), WeightsAtRest():
         check(lambda: linear(x, weight), weight.t())
         weight.mul_(2)
         check(lambda: linear(x, weight), weight.t())
         weight.data = weight.data + 1
         check(lambda: linear(x, weight), weight.t())
         check(lambda: matmul(x, weight), weight)  # the other way round
-    assert len(packings) == 4
+    assert len(laid_out) == 4
 
 
 @ONEDNN

@@ -8,7 +8,7 @@ import torch
 
 import t5_decoding
 from fast import t5_answers
-from fast.matmul import WeightsAtRest
+from fast.at_rest import WeightsAtRest
 from formats import progress
 from formats.errors import warn
 from t5_pytorch import EOS, PAD

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fast.matmul import WeightsAtRest
+from fast.at_rest import WeightsAtRest
 from formats import progress
 from formats.errors import BadInput
 from formats.files import write_atomically
