@@ -13,6 +13,8 @@ Letters in the shape comments: those of t5_pytorch.py, and
     n positions that are not padding, of all sequences (see Packing); n stands for b, t where there is none
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -265,11 +267,11 @@ def training_loss(model: nn.Module, src: torch.Tensor, targets: torch.Tensor, z_
         src, targets, mask, tgt_mask = moved_to(model, src, targets, mask, tgt_mask)
         return loss.t5_loss(model(src, shift_right(targets), mask, tgt_mask), targets, z_loss, label_smoothing)
     hidden = hidden_states(model, src, shift_right(targets), mask, tgt_mask, recompute)        # [b, t, d]
-    hidden = hidden.flatten(0, 1)                                               # [b, t, d] -> [b*t, d]
-    targets = moved(targets, hidden.device)
-    scale = (targets != PAD).flatten().float() / targets.numel()
-    return linear_cross_entropy(hidden, model.logits_weight(), targets.flatten().long(), scale, z_loss,
-                                label_smoothing=label_smoothing)
+    targets = moved(targets, hidden.device).long()
+    scale = (targets != PAD).float() / targets.numel()
+    pack = partial(torch.flatten, end_dim=1) if tgt_mask is None else Packing(tgt_mask, device=hidden.device).pack
+    hidden, targets, scale = map(pack, (hidden, targets, scale))                # [b, t, ...] -> [n, ...]
+    return linear_cross_entropy(hidden, model.logits_weight(), targets, scale, z_loss, label_smoothing=label_smoothing)
 
 
 def target_log_probs(model: nn.Module, src: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
