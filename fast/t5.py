@@ -111,9 +111,14 @@ def attention(m, x, k, v, bias=None, packing=None):
         # The original drops attention weights with one mask [b, h, 1, j] for all queries. The sum
         # over j of weight * mask * value is the same when the mask multiplies the values instead.
         v = v * F.dropout(v.new_ones(*v.shape[:3], 1), p)
-    if bias is not None:
-        bias = bias.to(q.dtype)
-    a = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)      # [b, h, t, k]
+    if torch.is_grad_enabled() and q.device.type == "cpu":
+        # torch's kernel for CPUs gives a bias no gradient, and in bfloat16 is slow backwards. It would take 1.1 to 2.6
+        # times as long, measured on one core of an AMD EPYC for T5-small and sequences of 20 to 512 positions.
+        scores = q @ k.mT                                                       # [b, h, t, k] x [b, h, k, j]
+        a = (scores if bias is None else scores + bias).softmax(-1).to(v.dtype) @ v  # [b, h, t, j] x [b, h, j, k]
+    else:
+        bias = None if bias is None else bias.to(q.dtype)
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)  # [b, h, t, k]
     if packing is not None:
         return dense(m.o, packing.merge_heads(a))                               # -> [n, h*k] -> [n, d]
     return dense(m.o, a.transpose(1, 2).flatten(2).to(made))                 # -> [b, t, h*k] -> [b, t, d]
