@@ -92,13 +92,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # How many tokens' exponentials fit in the gradient's memory, which nobody else needs until it is filled.
             reusable = wants_grad and device == "cpu"
             tokens_that_fit = weight.size(1) * weight.itemsize // dtype.itemsize if reusable else 0
-            parts = 1 if len(h) <= tokens_that_fit else -(-len(h) * len(weight) // LOGITS_AT_ONCE[dtype.itemsize])
-            for part in _slices(len(h), -(-len(h) // parts // ROW_MULTIPLE) * ROW_MULTIPLE):
+            fit = min(tokens_that_fit // ROW_MULTIPLE * ROW_MULTIPLE, len(h))
+            most = max(LOGITS_AT_ONCE[dtype.itemsize] // len(weight) // ROW_MULTIPLE, 1) * ROW_MULTIPLE
+            for part in _slices(fit, fit) + _slices(len(h), most, start=fit):
                 h_part, target, weigh = h[part], targets[part], scale[part]
                 exps = None
                 if wants_grad:
-                    reuse_gradient = part.start == 0 and len(h_part) <= tokens_that_fit
-                    exps = [_scratch(len(h_part), d_weight[piece], dtype, reuse_gradient) for piece in pieces]
+                    exps = [_scratch(len(h_part), d_weight[piece], dtype, part.stop <= fit) for piece in pieces]
                 at_mean = (h_part @ mean_row)[:, None] if smoothing else None
                 loss, factors = _loss_of_part(h_part.to(dtype), rows, pieces, target, weigh, z_loss, exps, smoothing,
                                               at_mean)
@@ -140,8 +140,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden, d_weight, None, None, None, None, None, None, None
 
 
-def _slices(length, step):
-    return [slice(start, min(start + step, length)) for start in range(0, length, step or 1)]
+def _slices(length, step, start=0):
+    return [slice(at, min(at + step, length)) for at in range(start, length, step or 1)]
 
 
 def _scratch(n, d_rows, dtype, reuse_gradient):

@@ -1,11 +1,10 @@
 """What differs between the devices that torch names: asked for as a capability, never by a device's name.
 
-Copies that nobody waits for, random states, and which kernels of attention may run.
+Copies that nobody waits for, and which kernels of attention may run.
 """
 
 import contextlib
 import functools
-import inspect
 
 import torch
 
@@ -36,39 +35,6 @@ def has_pinned_memory(device_type: str) -> bool:
         return hasattr(torch.get_device_module(device_type), "Stream")
     except (RuntimeError, NotImplementedError):  # "meta" has no module
         return False
-
-
-@functools.cache
-def repeats_random_numbers(device_type: str) -> bool:
-    """Whether the random state of one device of a type can be read and set, so that the same numbers come again."""
-    if device_type == "cpu":
-        return True
-    try:
-        module = torch.get_device_module(device_type)
-    except RuntimeError:  # "meta" has none
-        return False
-    return all(hasattr(module, name) and "device" in inspect.signature(getattr(module, name)).parameters
-               for name in ("get_rng_state", "set_rng_state"))
-
-
-class RandomState:
-    """The random states of the CPU and of one device as they are now, for drawing the same numbers again later."""
-
-    def __init__(self, device):
-        self.cpu, self.device = torch.get_rng_state(), device
-        if device.type != "cpu":
-            self.other = torch.get_device_module(device.type).get_rng_state(device)
-
-    @contextlib.contextmanager
-    def again(self):
-        """Draw from these states in the body; afterwards the states are what they were before it."""
-        elsewhere = self.device.type != "cpu"
-        with torch.random.fork_rng([self.device] if elsewhere else [],
-                                   device_type=self.device.type if elsewhere else None):
-            torch.set_rng_state(self.cpu)
-            if elsewhere:
-                torch.get_device_module(self.device.type).set_rng_state(self.other, self.device)
-            yield
 
 
 @contextlib.contextmanager

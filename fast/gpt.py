@@ -27,7 +27,7 @@ from fast.attention import attend_with_dropout
 from fast.cache import KeysValues
 from fast.cross_entropy import linear_cross_entropy
 from fast.devices import moved, moved_to
-from fast.dropout import draw_keep, dropout, look_up, rate
+from fast.dropout import dropout, look_up, rate
 from fast.known import knows
 from fast.matmul import matmul, matmul_made, matmul_of
 from fast.packing import Packing
@@ -50,20 +50,20 @@ def conv1d(m, x, source=None):
     return matmul(x, m.w, m.b) if source is None else matmul_made(x, m.w, m.b, *source)
 
 
-def mix(qkv, n_head, scale, p, packing=None, cache=None, keep=None):
+def mix(qkv, n_head, scale, p, packing=None, cache=None):
     """Attention between its two products.
 
     Args:
         qkv: [b, t, 3d], or packed [n, 3d]. scale: of the scores; None: 1 / sqrt(k). p: dropout's rate.
         cache: KeysValues of earlier positions, which the new ones see and are added to.
-        keep: dropout's mask [b, h, t, t] if it is drawn already.
     Returns:
         [b, t, d], or packed [n, d].
     """
     if packing is None:
-        q, k, v = qkv.unflatten(2, (3, n_head, -1)).permute(2, 0, 3, 1, 4)   # [b, t, 3d] -> 3 x [b, h, t, k]
+        heads = qkv.unflatten(2, (3, n_head, -1)).permute(2, 0, 3, 1, 4)     # [b, t, 3d] -> [3, b, h, t, k]
     else:
-        q, k, v = packing.split_heads(qkv, 3, n_head)                        # [n, 3d] -> 3 x [b, h, t, k]
+        heads = packing.split_heads(qkv, 3, n_head)                          # [n, 3d] -> [3, b, h, t, k]
+    q, k, v = heads
     if cache is not None:
         k, v = cache.extend(k, v)
         q = q.to(k.dtype)
@@ -71,9 +71,9 @@ def mix(qkv, n_head, scale, p, packing=None, cache=None, keep=None):
     t, j = q.size(2), k.size(2)
     if 1 < t < j:  # several new positions after earlier ones: the last of them sees all
         mask = torch.ones(t, j, dtype=torch.bool, device=q.device).tril(j - t)
-    if p and mask is None and q.device.type == "cpu":
+    if p and mask is None and cache is None and q.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):                           # which would make the softmax float32
-            a = attend_with_dropout(q, k, v, scale, p, keep)
+            a = attend_with_dropout(heads, scale, p)
     else:
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and t > 1, scale=scale,
                                            dropout_p=p)
@@ -84,13 +84,8 @@ def mix(qkv, n_head, scale, p, packing=None, cache=None, keep=None):
 
 def attn(m, x, source=None, packing=None, cache=None):
     """As Attention: [b, t, d] -> [b, t, d], or packed [n, d] -> [n, d]."""
-    p, keep = rate(m.attn_dropout), None
-    if p and packing is not None and packing.mask is None and x.device.type == "cpu":
-        # Drawn once, though mix may be computed again. Pre-training's long sequences would need too much memory.
-        (b, t), h = packing.grid, m.n_head
-        keep = draw_keep((b, h, t, t), p)
-    mixed = partial(mix, n_head=m.n_head, scale=None if m.scale else 1.0, p=p, packing=packing, cache=cache, keep=keep)
-    a = matmul_of(mixed, conv1d(m.c_attn, x, source), m.c_proj.w, m.c_proj.b)
+    a = mix(conv1d(m.c_attn, x, source), m.n_head, None if m.scale else 1.0, rate(m.attn_dropout), packing, cache)
+    a = conv1d(m.c_proj, a)
     return dropout(a, rate(m.resid_dropout))
 
 
