@@ -61,13 +61,17 @@ class WeightsAtRest:
         key, states = (id(weights[0]), len(weights), transposed, one), [_state(weight) for weight in weights]
         known = self.known.get(key)
         if known is None or known.states != states or known.weight() is not weights[0]:
-            weight = weakref.ref(weights[0], lambda _: self.known.pop(key, None))
-            known = self.known[key] = _Known(weight, states, *_way(one, weights, transposed, self.library))
+            way = _way(one, weights, transposed, self.library)
+            known = self.known[key] = _Known(weakref.ref(weights[0]), states, *way)
         if known.lay_out is None:
             return known.multiply(x, weights[0], b)
         if known.laid_out is None:
-            known.met, n_bytes = known.met + 1, sum(weight.nbytes for weight in weights)
-            if known.met < LAID_OUT_FROM or n_bytes + sum(one.n_bytes for one in self.known.values()) > MOST_LAID_OUT:
+            known.met += 1
+            if known.met < LAID_OUT_FROM:
+                return None
+            self.known = {key: kept for key, kept in self.known.items() if kept.weight() is not None}
+            n_bytes = sum(weight.nbytes for weight in weights)
+            if n_bytes + sum(kept.n_bytes for kept in self.known.values()) > MOST_LAID_OUT:
                 return None
             known.n_bytes, known.laid_out = n_bytes, known.lay_out([w if transposed else w.t() for w in weights])
         return known.multiply(x, known.laid_out, b)

@@ -1,10 +1,10 @@
 """Attention for training on CPUs, where torch has no fused kernel for it: with dropout, or with a bias that learns.
 
-GPT's is causal, has dropout and goes in pieces that stay in the cache. Written out at once, the weights [b, h, t, t] of RACE's sequences go through memory a dozen times, in hundreds of
-megabytes, and half of them are 0. Here a piece is some queries of some sequences, with the keys that they may see.
-Measured on one core of an AMD EPYC, when all of it was still computed twice: without pieces 2.5 times as long for
-[32, 12, 450], 1.4 times for [2, 12, 512]; with pieces below 100 positions up to 1.2 times as long, as they compute the
-weights again.
+GPT's is causal and has dropout. Written out at once, the weights [b, h, t, t] of RACE's sequences go through memory a
+dozen times, in hundreds of megabytes, and half of them are 0. Here a piece, which stays in the cache, is some queries
+of some sequences, with the keys that they may see. Measured on one core of an AMD EPYC, when all of it was still
+computed twice: without pieces 2.5 times as long for [32, 12, 450], 1.4 times for [2, 12, 512]; with pieces below 100
+positions up to 1.2 times as long, as they compute the weights again.
 """
 
 import torch
@@ -100,9 +100,9 @@ def _weights(q, k, of, rows):
 def attend_with_bias(q, k, v, bias=None):
     """T5's attention, unscaled and without dropout; its bias may learn. It has first derivatives only.
 
-    torch's kernel has no gradient for a bias, and is slow backwards in bfloat16. Measured on one core of an AMD EPYC for
-    T5-small and 20 to 512 positions, torch's attention takes 1.6 to 4 times as long in bfloat16 and 1.1 to 1.4 times in
-    float32.
+    torch's kernel has no gradient for a bias, and is slow backwards in bfloat16. Measured on one core of an AMD EPYC
+    for T5-small and 20 to 512 positions, torch's attention takes 1.6 to 4 times as long in bfloat16 and 1.1 to 1.4
+    times in float32.
 
     Args:
         q: [b, h, t, k]; k, v: [b, h, j, k]. bias: broadcastable to [b, h, t, j], or None.
