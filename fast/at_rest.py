@@ -5,6 +5,7 @@
 
 import functools
 import math
+import threading
 import weakref
 from contextvars import ContextVar
 
@@ -12,9 +13,12 @@ import torch
 from torch import nn
 
 from fast.blas import in_force, maker
+from fast.memory import in_huge_pages
 
 # Weights are laid out when they meet this product, by which time about as much was lost as that takes,
 LAID_OUT_FROM = 8
+# for a single row in huge pages from this product on,
+IN_HUGE_PAGES_FROM = 64
 # by oneDNN for products of so many rows: from 2 to 1,280 rows no other number was measured to be faster.
 PACKED_FOR = 16
 # So many bytes are laid out at most.
@@ -30,12 +34,14 @@ class WeightsAtRest:
     """A context in which no weight of a model changes: whoever decodes or evaluates says so, and wants no gradients.
 
     oneDNN sorts a weight into blocks for each product anew. Here a weight that meets several products is sorted once;
-    each product stays the same bit for bit, but for those of 2 to 4 rows in float32, which MKL has before (matmul.py).
-    Weights that meet the same rows, as those of T5's queries, keys and values, are put together and multiplied at once.
-    A single row in bfloat16 goes to torch's own kernel, which wants a weight as [n, k]. What is laid out, as large
-    again as the model but at most MOST_LAID_OUT, goes with the context, so that nobody meets old weights. Who keeps it
-    and enters it again vouches for the time in between as well. A weight that was changed nevertheless is laid out
-    again, where autograd noticed. Inside of another one it does nothing.
+    such a product stays the same bit for bit, but for 2 to 4 rows in float32, which MKL multiplies before (matmul.py).
+    Weights that meet the same rows, as those of T5's queries, keys and values, are put together and multiplied at once,
+    which may round differently. In the main thread a single row in bfloat16 goes to torch's own kernel, which wants a
+    weight as [n, k]; other threads that multiply at that moment get torch's kernels too. What is laid out goes with the
+    context: for one row and for several as large again as the model each, in all at most MOST_LAID_OUT. Who keeps a
+    context and enters it again vouches for the time in between as well. A weight that was changed nevertheless is laid
+    out again, where autograd noticed: not changes of `.data`, or in a conversion there and back. Inside of another one
+    it does nothing.
 
     Measured on two cores of an AMD EPYC, for the models' shapes: sorted once, products of 8 to 32 rows are 1.3 to 1.6
     times as fast in float32 and 1.3 to 2.5 times in bfloat16, of 64 rows 1.2 to 1.4 times, of 640 rows 1.03 to 1.13
@@ -46,8 +52,8 @@ class WeightsAtRest:
         self.tokens, self.known, self.library = [], {}, None
 
     def __enter__(self):
-        self.tokens.append(_rest.set(self) if _rest.get() is None else None)
         self.library = in_force()  # asking at every product would take as long as one of its kernels does to start
+        self.tokens.append(_rest.set(self) if _rest.get() is None else None)
         return self
 
     def __exit__(self, *_):
@@ -58,20 +64,22 @@ class WeightsAtRest:
     def product(self, x, weights, transposed, b):
         """See product_at_rest."""
         one = x.shape[0] == 1  # len(x) is a function in Python, ten times as slow
-        key, states = (id(weights[0]), len(weights), transposed, one), [_state(weight) for weight in weights]
+        key = id(weights[0]), len(weights), transposed, one
         known = self.known.get(key)
-        if known is None or known.states != states or known.weight() is not weights[0]:
-            way = _way(one, weights, transposed, self.library)
-            known = self.known[key] = _Known(weakref.ref(weights[0]), states, *way)
+        if known is None or not known.are(weights):
+            known = self.known[key] = _Known(weights, *_way(one, weights, transposed, self.library))
+        known.met += 1
+        if known.met == IN_HUGE_PAGES_FROM and known.multiply is not _by_onednn:
+            in_huge_pages(weights[0] if known.lay_out is None else known.laid_out)
         if known.lay_out is None:
             return known.multiply(x, weights[0], b)
         if known.laid_out is None:
-            known.met += 1
-            if known.met < LAID_OUT_FROM:
+            if known.met < known.lay_out_from:
                 return None
-            self.known = {key: kept for key, kept in self.known.items() if kept.weight() is not None}
+            self.known = {key: kept for key, kept in self.known.items() if kept.weights[0]() is not None}
             n_bytes = sum(weight.nbytes for weight in weights)
             if n_bytes + sum(kept.n_bytes for kept in self.known.values()) > MOST_LAID_OUT:
+                known.lay_out_from = 2 * known.met  # looking at all of them at every product would take long
                 return None
             known.n_bytes, known.laid_out = n_bytes, known.lay_out([w if transposed else w.t() for w in weights])
         return known.multiply(x, known.laid_out, b)
@@ -81,15 +89,22 @@ class _Known:
     """What a rest knows of weights that are multiplied together.
 
     Attributes:
-        weight: a weak reference to the first of them. states: of all, when they were met first.
+        weights: weak references to them. states: theirs, when they were met first.
         lay_out: a function of a list of weights [n, k]; None: the only one is used as it is.
         multiply: a function of rows, of what lay_out returned (or the weight) and of the bias.
-        met: products so far that had to go without. laid_out, n_bytes: the result of lay_out, and its size.
+        lay_out_from: the product that may lay out. met: products so far.
+        laid_out, n_bytes: the result of lay_out, and its size.
     """
 
-    def __init__(self, weight, states, lay_out, multiply):
-        self.weight, self.states, self.lay_out, self.multiply = weight, states, lay_out, multiply
+    def __init__(self, weights, lay_out, multiply, lay_out_from=LAID_OUT_FROM):
+        self.weights, self.states = [weakref.ref(weight) for weight in weights], [_state(weight) for weight in weights]
+        self.lay_out, self.multiply, self.lay_out_from = lay_out, multiply, lay_out_from
         self.met, self.n_bytes, self.laid_out = 0, 0, None
+
+    def are(self, weights):
+        """Whether they are the same weights, unchanged: an address may have been used again."""
+        return all(known() is weight for known, weight in zip(self.weights, weights, strict=True)) \
+            and self.states == [_state(weight) for weight in weights]
 
 
 def product_at_rest(x, weights, transposed, b=None):
@@ -127,13 +142,20 @@ def _state(weight):
 
 
 def _way(one, weights, transposed, library):
-    """How one row, or more, meet weights: the functions lay_out and multiply of _Known."""
-    if not one or library != "onednn":  # on Intel's processors one row was not measured
-        return _sorted, _by_onednn
+    """How one row, or more, meet weights: the arguments lay_out, multiply and lay_out_from of _Known."""
     float32, as_it_is = weights[0].dtype == torch.float32, len(weights) == 1 and weights[0].is_contiguous()
+    main = threading.current_thread() is threading.main_thread()
+    if not one or library != "onednn" or not (float32 or main):  # on Intel's processors one row was not measured
+        return _sorted, _by_onednn
     if float32 and as_it_is:
         return None, one_row if transposed else one_row_in_sums
-    return None if as_it_is and transposed else _together, one_row if float32 else _one_row_in_bfloat16
+    if float32:
+        return _together, one_row
+    if as_it_is and transposed:
+        return None, _one_row_in_bfloat16
+    # at once where there is a single one, so that one kernel makes all of its products and a text's answer stays the
+    # same whatever was answered before; several go there each for itself until then
+    return _together, _one_row_in_bfloat16, 1 if len(weights) == 1 else LAID_OUT_FROM
 
 
 def _sorted(weights):
@@ -173,10 +195,10 @@ def one_row_in_sums(x, w, b=None):
 
 
 def _one_row_in_bfloat16(x, weight, b):
-    """As one_row, by torch's own kernel, which runs where oneDNN is out of the way for a moment."""
-    torch.backends.mkldnn.enabled = False
+    """As one_row, by torch's own kernel, which runs while oneDNN is switched off, for the whole process."""
+    torch._C._set_mkldnn_enabled(False)
     try:
         y = torch.mv(weight, x[0])[None]                         # [n, k] x [k] -> [1, n]
     finally:
-        torch.backends.mkldnn.enabled = True  # as it was, or product_at_rest would have looked elsewhere
+        torch._C._set_mkldnn_enabled(True)  # as it was, or product_at_rest would have looked elsewhere
     return y if b is None else y.add_(b)

@@ -10,7 +10,7 @@ positions up to 1.2 times as long, as they compute the weights again.
 import torch
 
 from fast.autograd import first_derivatives_only
-from fast.dropout import draw_keep
+from fast.dropout import draw_keep, draw_seed
 
 LONG = 256         # positions from which on attention goes in pieces, and weights are not kept but computed again
 QUERIES = 128      # of a sequence in a piece
@@ -24,30 +24,31 @@ def attend_with_dropout(heads, scale, p, keep=None):
         scale: of the scores; None: 1 / sqrt(k). p: dropout's rate.
         keep: dropout's mask, uint8 [b, h, t, t], if it is drawn already.
     """
-    if keep is None and p:
-        keep = draw_keep((*heads.shape[1:4], heads.size(3)), p)
-    return _Attention.apply(heads, heads.size(4) ** -0.5 if scale is None else scale, p, keep)
+    seed = draw_seed() if keep is None and p else None
+    return _Attention.apply(heads, heads.size(4) ** -0.5 if scale is None else scale, p, keep, seed)
 
 
 def _pieces(shape):
     """Yield the pieces of queries [b, h, t, k] as (slice of sequences, slice of queries)."""
     b, h, t, _ = shape
-    n, queries = (max(1, ENTRIES // (h * t * QUERIES)), QUERIES) if t >= LONG else (b, t)
+    n, queries = (max(1, ENTRIES // (h * t * QUERIES)), QUERIES) if t >= LONG else (max(b, 1), max(t, 1))
     for i in range(0, b, n):
         for r in range(0, t, queries):
             yield slice(i, min(i + n, b)), slice(r, min(r + queries, t))
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps the mask, what goes in and short sequences' weights.
+    """Keeps what goes in, and of short sequences weights and mask: of long ones a layer's may take gigabytes.
 
     The factors 1 / (1 - p) and `scale` meet queries, results and gradients, which are smaller than long weights.
     """
 
     @staticmethod
-    def forward(ctx, heads, scale, p, keep):
+    def forward(ctx, heads, scale, p, keep, seed):
         q, k, v = heads
-        ctx.scale, ctx.p, short, kept = scale, p, q.size(2) < LONG, []
+        ctx.scale, ctx.p, ctx.seed, short, kept = scale, p, seed, q.size(2) < LONG, []
+        if seed is not None:
+            keep = _drawn(q, p, seed)
         a, q = torch.empty_like(q), q * scale
         for of, rows in _pieces(q.shape):
             w = _weights(q, k, of, rows)                                     # [n, h, r, j]
@@ -56,7 +57,7 @@ class _Attention(torch.autograd.Function):
             if keep is not None:
                 w = torch.mul(w, keep[of, :, rows, :rows.stop], out=None if short else w)
             a[of, :, rows] = w @ v[of, :, :rows.stop]                        # [n, h, r, j] x [n, h, j, k]
-        ctx.save_for_backward(heads, keep, *kept)
+        ctx.save_for_backward(heads, keep if short or seed is None else None, *kept)
         return a.mul_(1 / (1 - p))
 
     @staticmethod
@@ -64,6 +65,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, d_a):
         heads, keep, *kept = ctx.saved_tensors
         q, k, v = heads
+        if keep is None and ctx.seed is not None:
+            keep = _drawn(q, ctx.p, ctx.seed)
         several = q.size(2) >= LONG                                          # pieces, whose gradients are added up
         d_heads = (torch.zeros_like(heads, dtype=torch.promote_types(q.dtype, torch.float32)) if several else
                    torch.empty_like(heads))
@@ -86,7 +89,12 @@ class _Attention(torch.autograd.Function):
                     d_heads[1], d_heads[2] = d_k, d_v
             d_heads.mul_(1 / (1 - ctx.p))  # in bfloat16 a gradient of 1 times that would be 0.16% too small for p = 0.1
             d_heads[0] *= ctx.scale
-        return d_heads.to(heads.dtype), None, None, None
+        return d_heads.to(heads.dtype), None, None, None, None
+
+
+def _drawn(q, p, seed):
+    """Dropout's mask [b, h, t, t] by a seed; q: [b, h, t, k]."""
+    return draw_keep((*q.shape[:3], q.shape[2]), p, seed)
 
 
 def _weights(q, k, of, rows):

@@ -45,13 +45,19 @@ class _ByteDropout(torch.autograd.Function):
         return (d_y * ctx.saved_tensors[0]).mul_(ctx.scale), None, None
 
 
-def draw_keep(shape, p):
+def draw_seed():
+    """Return a seed for draw_keep, drawn by torch's generator."""
+    return torch.randint(1 << 62, (), device="cpu").item()
+
+
+def draw_keep(shape, p, seed=None):
     """Return a mask on the CPU: uint8 of the shape, 0 with probability p and else 1.
 
-    uint8 multiplies faster than bool. The mask does not depend on the number of threads.
+    uint8 multiplies faster than bool. The mask does not depend on the number of threads. A seed of draw_seed gives the
+    same mask again; by default a new one is drawn.
     """
-    keep = torch.empty(shape, dtype=torch.uint8, device="cpu")
-    flat, seed = keep.view(-1).numpy(), torch.randint(1 << 62, (), device="cpu").item()
+    keep, seed = torch.empty(shape, dtype=torch.uint8, device="cpu"), draw_seed() if seed is None else seed
+    flat = keep.view(-1).numpy()
     high, low = divmod(round((1 - p) * 2 ** 32), 2 ** 24)
 
     def draw(stream):

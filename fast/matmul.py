@@ -61,8 +61,10 @@ def linears(x, *weights):
         return tuple(F.linear(x, weight) for weight in weights)  # which keeps a conversion as long as the context lasts
     rows = x.reshape(-1, x.shape[-1])                            # [..., k] -> [m, k]
     y = product_at_rest(rows, weights, True)
+    if y is None and len(weights) > 1:
+        return tuple(linear(x, weight) for weight in weights)
     if y is None:
-        parts = [_matmul(rows, weight.t()) for weight in weights]
+        parts = (_matmul(rows, weights[0].t()),)
     else:
         parts = y.split([weight.shape[0] for weight in weights], 1) if len(weights) > 1 else (y,)  # [m, n] each
     return tuple(part.view(*x.shape[:-1], part.shape[1]) for part in parts)

@@ -15,15 +15,18 @@ from fast import known
 @contextlib.contextmanager
 def gpt_masks_written_down(monkeypatch):
     """Yield a list that fills with the masks that fast.gpt draws, each as on the grid: packed ones are unpacked."""
-    masks, packings = [], []
+    masks, packings, seeds = [], [], set()
     draw, pack = fast.dropout.draw_keep, fast.gpt.Packing
 
     def packing_of(*args, **kwargs):
         packings.append(pack(*args, **kwargs))
         return packings[-1]
 
-    def drawn(shape, p):
-        keep = draw(shape, p)
+    def drawn(shape, p, seed=None):
+        keep = draw(shape, p, seed)
+        if seed is not None and seed in seeds:  # drawn again in the backward pass
+            return keep
+        seeds.add(seed)
         packed = packings and len(shape) == 2 and shape[0] == len(packings[-1].index)
         masks.append(packings[-1].unpack(keep) if packed else keep)
         return keep

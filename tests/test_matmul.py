@@ -1,5 +1,6 @@
 """matmul's fast path against torch's plain products."""
 
+import threading
 import weakref
 
 import pytest
@@ -115,10 +116,11 @@ def test_a_weight_at_rest_is_laid_out_once_and_gives_the_same_numbers(laid_out, 
             product(x)
         assert not laid_out  # nobody has said that the weight stays
         as_it_is = rows == 1 and (dtype == torch.float32 or transposed)
+        at_once = rows == 1 and not as_it_is  # so that one kernel makes all of its products
         with WeightsAtRest():
             for _ in range(at_rest.LAID_OUT_FROM - 1):
                 product(x)
-            assert not laid_out
+            assert bool(laid_out) == at_once
             with WeightsAtRest(), torch.inference_mode():  # the outer one goes on
                 found = [product(x) for _ in range(3)]
             assert laid_out == ([] if as_it_is else [(24, 37)])
@@ -163,6 +165,76 @@ def test_weights_at_rest_that_meet_the_same_rows_are_multiplied_together(laid_ou
 
 
 @ONEDNN
+@pytest.mark.parametrize("which", [0, 1])
+def test_another_weight_at_a_used_address_is_not_taken_for_the_old_one(which):
+    torch.manual_seed(0)
+    x, weights = torch.randn(1, 48), [torch.nn.Parameter(torch.randn(64, 48)) for _ in range(2)]
+    with torch.no_grad(), WeightsAtRest() as rest:
+        for _ in range(at_rest.LAID_OUT_FROM + 1):
+            linears(x, *weights)
+        known, = (known for known in rest.known.values() if len(known.weights) == 2)
+        weights[which] = torch.nn.Parameter(torch.randn(64, 48))
+        known.states[which] = at_rest._state(weights[which])  # as if it lay at the same address
+        for y, weight in zip(linears(x, *weights), weights, strict=True):
+            torch.testing.assert_close(y, x @ weight.t(), rtol=1e-5, atol=1e-5)
+
+
+@ONEDNN
+@pytest.mark.parametrize("transposed", [True, False])
+def test_one_row_in_bfloat16_is_the_same_whatever_was_multiplied_before(transposed):
+    skip_without_bfloat16(torch.bfloat16)
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(96, 96).bfloat16()) for _ in range(3)]
+
+    def product(x):
+        return torch.cat(linears(x, *weights) if transposed else [matmul(x, weight) for weight in weights], 1)
+
+    x = torch.randn(1, 96).bfloat16()
+    with torch.no_grad(), WeightsAtRest():
+        first = product(x)
+        for _ in range(at_rest.IN_HUGE_PAGES_FROM + 1):
+            last = product(x)
+    assert torch.equal(first, last)
+
+
+@ONEDNN
+def test_other_threads_leave_onednn_on(monkeypatch):
+    skip_without_bfloat16(torch.bfloat16)
+    switched, switch = [], torch._C._set_mkldnn_enabled
+    monkeypatch.setattr(torch._C, "_set_mkldnn_enabled", lambda on: switched.append(on) or switch(on))
+    x, weight = torch.randn(1, 37).bfloat16(), torch.nn.Parameter(torch.randn(24, 37).bfloat16())
+    found = []
+
+    def products():
+        with torch.no_grad(), WeightsAtRest():
+            found.extend(linear(x, weight) for _ in range(at_rest.LAID_OUT_FROM + 1))
+
+    thread = threading.Thread(target=products)
+    thread.start()
+    thread.join()
+    assert not switched and len(found) == at_rest.LAID_OUT_FROM + 1
+    products()
+    assert switched == [False, True] * (at_rest.LAID_OUT_FROM + 1)
+    for y in found:
+        torch.testing.assert_close(y, (x @ weight.t()).detach(), **close_in(torch.bfloat16))
+
+
+@ONEDNN
+def test_a_single_row_s_weights_go_to_huge_pages_in_time_and_stay_what_they_are(monkeypatch):
+    moved, move = [], at_rest.in_huge_pages
+    monkeypatch.setattr(at_rest, "in_huge_pages", lambda tensor: moved.append(tensor.data_ptr()) or move(tensor))
+    x, weight = torch.randn(1, 1024), torch.nn.Parameter(torch.randn(3000, 1024))  # 12 MB: whole huge pages
+    before, address = weight.detach().clone(), weight.data_ptr()
+    with torch.no_grad(), WeightsAtRest():
+        for _ in range(at_rest.IN_HUGE_PAGES_FROM - 1):
+            expected = linear(x, weight)
+        assert not moved
+        found = [linear(x, weight) for _ in range(3)]
+    assert moved == [address] and weight.data_ptr() == address and torch.equal(weight, before)
+    assert all(torch.equal(y, expected) for y in found)
+
+
+@ONEDNN
 def test_a_rest_that_is_kept_lays_out_once_up_to_its_limit_and_forgets_what_is_gone(laid_out, monkeypatch):
     weights = [torch.nn.Parameter(torch.randn(n, 12)) for n in (8, 9, 10)]
     monkeypatch.setattr(at_rest, "MOST_LAID_OUT", 4 * 12 * (8 + 10))
@@ -180,7 +252,8 @@ def test_a_rest_that_is_kept_lays_out_once_up_to_its_limit_and_forgets_what_is_g
         assert laid_out == [(8, 12), (9, 12)]  # 9 and 10 rows are still too many
         del weights[0]
         with rest:
-            linear(x, weights[-1])
+            for _ in range(7 * at_rest.LAID_OUT_FROM):  # it looks again after twice as many products
+                linear(x, weights[-1])
         assert laid_out == [(8, 12), (9, 12), (10, 12)]
 
 
