@@ -324,7 +324,7 @@ def test_attention_dropout_has_one_mask_for_all_queries():
     y = attention(x, memory, bias)
     k, v = fast_t5.keys_values(attention, memory)
     torch.manual_seed(1)
-    fast = fast_t5.attention(attention, x, k, v, bias)
+    fast = fast_t5.attention(attention, attention.q(x), k, v, bias)
     torch.manual_seed(1)
     noise = F.dropout(torch.ones(2, 3, 6, 1), 0.4)[..., 0]
     weights = (torch.einsum("bthk,bhjk->bhtj", attention.q(x).view(2, 5, 3, 7), k) + bias).softmax(-1)
