@@ -49,10 +49,10 @@ class WeightsAtRest:
     """
 
     def __init__(self):
-        self.tokens, self.known, self.library = [], {}, None
+        self.tokens, self.known, self.blas = [], {}, None
 
     def __enter__(self):
-        self.library = in_force()  # asking at every product would take as long as one of its kernels does to start
+        self.blas = in_force()  # asking at every product would take as long as one of its kernels does to start
         self.tokens.append(_rest.set(self) if _rest.get() is None else None)
         return self
 
@@ -67,7 +67,7 @@ class WeightsAtRest:
         key = id(weights[0]), len(weights), transposed, one
         known = self.known.get(key)
         if known is None or not known.are(weights):
-            known = self.known[key] = _Known(weights, *_way(one, weights, transposed, self.library))
+            known = self.known[key] = _Known(weights, *_way(one, weights, transposed, self.blas))
         known.met += 1
         if known.met == IN_HUGE_PAGES_FROM and known.multiply is not _by_onednn:
             in_huge_pages(weights[0] if known.lay_out is None else known.laid_out)
@@ -121,8 +121,8 @@ def product_at_rest(x, weights, transposed, b=None):
             or not isinstance(first, nn.Parameter) or not x.numel() or not x.device.type == first.device.type == "cpu" \
             or torch.is_autocast_enabled("cpu") or any(weight.dtype != x.dtype for weight in weights):
         return None
-    if x.dtype == torch.float32 and rest.library == "onednn" \
-            or x.dtype == torch.bfloat16 and _onednn_takes_bfloat16(rest.library):
+    if x.dtype == torch.float32 and rest.blas == "onednn" \
+            or x.dtype == torch.bfloat16 and _onednn_takes_bfloat16(rest.blas):
         return rest.product(x, weights, transposed, b)
     return None
 
