@@ -52,8 +52,8 @@ T5_SIZES = dict(d_model=12, d_ff=20, n_head=2, d_kv=5, n_layer=2)
 
 
 def test_pretraining_t5(tmp_path, fast_is_away):
-    settings = dict(text=write_text(tmp_path), n_pieces=60, n_ctx=40, n_batch=8, n_iter=2, n_warmup=10**6, held_out=0.05,
-                    dropout=0, **T5_SIZES)
+    settings = dict(text=write_text(tmp_path), n_pieces=60, n_ctx=40, n_batch=8, n_iter=2, held_out=0.05, dropout=0,
+                    n_warmup=10 ** 6, **T5_SIZES)  # at a larger rate Adafactor makes 0.3% out of rounding
     pretrain_t5.main(argv(tmp_path, settings | dict(desc="fast", model_dir=tmp_path / "a")))
     fast_is_away()
     pretrain_t5.main(argv(tmp_path, settings | dict(desc="plain", model_dir=tmp_path / "b", plain=True)))
