@@ -40,8 +40,7 @@ class KeysValues:
         self.limit, self.size, self.length, self.as_kept = limit, 0, 0, as_read if read_singly else lambda x: x
 
     def extend(self, k, v):
-        """Add k, v [b, h, t, k] of the newest positions; return all so far, [b, h, j, k] each, in the
-        dtype of as_read."""
+        """Add k, v [b, h, t, k] of the newest positions; return all so far as they are kept, [b, h, j, k] each."""
         end = self.length + k.shape[2]
         if end > self.size:
             self.size = grown(self.size, end, self.limit)
