@@ -17,15 +17,15 @@ QUERIES = 128      # of a sequence in a piece
 ENTRIES = 1 << 20  # of the weights in a piece: 4 MB in float32
 
 
-def attend_with_dropout(heads, scale, p, keep=None):
+def attend_with_dropout(heads, scale, p, seed=None):
     """Causal attention, queries, keys and values [3, b, h, t, k] -> [b, h, t, k]. It has first derivatives only.
 
     Args:
         scale: of the scores; None: 1 / sqrt(k). p: dropout's rate.
-        keep: dropout's mask, uint8 [b, h, t, t], if it is drawn already.
+        seed: of dropout's mask [b, h, t, t], see draw_keep; None: a new one.
     """
-    seed = draw_seed() if keep is None and p else None
-    return _Attention.apply(heads, heads.size(4) ** -0.5 if scale is None else scale, p, keep, seed)
+    seed = draw_seed() if seed is None and p else seed
+    return _Attention.apply(heads, heads.size(4) ** -0.5 if scale is None else scale, p, seed)
 
 
 def _pieces(shape):
@@ -44,11 +44,10 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, heads, scale, p, keep, seed):
+    def forward(ctx, heads, scale, p, seed):
         q, k, v = heads
         ctx.scale, ctx.p, ctx.seed, short, kept = scale, p, seed, q.size(2) < LONG, []
-        if seed is not None:
-            keep = _drawn(q, p, seed)
+        keep = _drawn(q, p, seed)
         a, q = torch.empty_like(q), q * scale
         for of, rows in _pieces(q.shape):
             w = _weights(q, k, of, rows)                                     # [n, h, r, j]
@@ -57,7 +56,7 @@ class _Attention(torch.autograd.Function):
             if keep is not None:
                 w = torch.mul(w, keep[of, :, rows, :rows.stop], out=None if short else w)
             a[of, :, rows] = w @ v[of, :, :rows.stop]                        # [n, h, r, j] x [n, h, j, k]
-        ctx.save_for_backward(heads, keep if short or seed is None else None, *kept)
+        ctx.save_for_backward(heads, keep if short else None, *kept)
         return a.mul_(1 / (1 - p))
 
     @staticmethod
@@ -65,8 +64,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, d_a):
         heads, keep, *kept = ctx.saved_tensors
         q, k, v = heads
-        if keep is None and ctx.seed is not None:
-            keep = _drawn(q, ctx.p, ctx.seed)
+        keep = _drawn(q, ctx.p, ctx.seed) if keep is None else keep
         several = q.size(2) >= LONG                                          # pieces, whose gradients are added up
         d_heads = (torch.zeros_like(heads, dtype=torch.promote_types(q.dtype, torch.float32)) if several else
                    torch.empty_like(heads))
@@ -89,12 +87,12 @@ class _Attention(torch.autograd.Function):
                     d_heads[1], d_heads[2] = d_k, d_v
             d_heads.mul_(1 / (1 - ctx.p))  # in bfloat16 a gradient of 1 times that would be 0.16% too small for p = 0.1
             d_heads[0] *= ctx.scale
-        return d_heads.to(heads.dtype), None, None, None, None
+        return d_heads.to(heads.dtype), None, None, None
 
 
 def _drawn(q, p, seed):
-    """Dropout's mask [b, h, t, t] by a seed; q: [b, h, t, k]."""
-    return draw_keep((*q.shape[:3], q.shape[2]), p, seed)
+    """Dropout's mask [b, h, t, t], or None where nothing is dropped; q: [b, h, t, k]."""
+    return draw_keep((*q.shape[:3], q.shape[2]), p, seed) if p else None
 
 
 def _weights(q, k, of, rows):

@@ -65,10 +65,10 @@ def test_attention_with_dropout_is_torch_s_attention(scale):
 
 def test_attention_drops_what_its_mask_says():
     q, k, v = heads = torch.randn(3, 2, 3, 9, 8)
-    keep = draw_keep((2, 3, 9, 9), 0.3)
+    keep = draw_keep((2, 3, 9, 9), 0.3, seed=5)
     scores = (q @ k.mT / 8 ** 0.5).masked_fill(torch.ones(9, 9, dtype=torch.bool).triu(1), -float("inf"))
     want = (scores.softmax(-1) * keep / 0.7) @ v
-    torch.testing.assert_close(attend_with_dropout(heads, None, 0.3, keep), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(attend_with_dropout(heads, None, 0.3, seed=5), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("t, n_pieces", [(8, 1), (9, 4), (13, 9)])
@@ -78,11 +78,11 @@ def test_attention_in_pieces_has_the_plain_gradients(monkeypatch, t, n_pieces, s
     for name, value in (("LONG", 9), ("QUERIES", 5), ("ENTRIES", 2 * 2 * 9 * 5)):
         monkeypatch.setattr(attention, name, value)
     q, k, v = heads = torch.randn(3, 3, 2, t, 8, dtype=torch.float64, requires_grad=True)
-    keep, of_result = draw_keep((3, 2, t, t), 0.3), torch.randn(3, 2, t, 8, dtype=torch.float64)
+    keep, of_result = draw_keep((3, 2, t, t), 0.3, seed=5), torch.randn(3, 2, t, 8, dtype=torch.float64)
     assert len(list(attention._pieces(q.shape))) == n_pieces
     scores = (q @ k.mT * (scale or 8 ** -0.5)).masked_fill(torch.ones(t, t, dtype=torch.bool).triu(1), -float("inf"))
     want = (scores.softmax(-1) * (keep / 0.7 if drops else 1)) @ v
-    got = attend_with_dropout(heads, scale, 0.3, keep) if drops else attend_with_dropout(heads, scale, 0.0)
+    got = attend_with_dropout(heads, scale, 0.3 if drops else 0.0, seed=5)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad((got * of_result).sum(), heads),
                                torch.autograd.grad((want * of_result).sum(), heads))
@@ -111,11 +111,11 @@ def test_gradients_of_long_attention_in_bfloat16_are_not_smaller(monkeypatch, au
         monkeypatch.setattr(attention, name, value)
     torch.manual_seed(0)
     heads = torch.randn(3, 8, 3, 24, 5).bfloat16()
-    keep, d = draw_keep((8, 3, 24, 24), 0.1), torch.ones(8, 3, 24, 5)
+    d = torch.ones(8, 3, 24, 5)
     sums = []
     for dtype in (torch.bfloat16, torch.float64):
         leaf = heads.to(dtype).requires_grad_()
-        y = attend_with_dropout(leaf, 1.0, 0.1, keep)
+        y = attend_with_dropout(leaf, 1.0, 0.1, seed=5)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             sums.append(torch.autograd.grad(y, leaf, d.to(dtype))[0][2].double().sum())  # d_v, all of one sign
     assert abs(sums[0] / sums[1] - 1) < 6e-4

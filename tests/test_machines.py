@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from datetime import timedelta
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from pretraining import T5_SIZES, argv, costs, write_text
 
 import pretrain_t5
 from formats.files import load_tensors
+from training import distributed
 
 SETTINGS = dict(n_pieces=60, n_ctx=12, n_batch=4, n_gpu=4, n_iter=1, dropout=0, n_warmup=10 ** 8, save_every=1,
                 **T5_SIZES | dict(n_layer=1))
@@ -111,6 +114,35 @@ def test_two_machines_lose_a_process_and_three_processes_go_on(alone, root):
         assert one.returncode == two.returncode == 0, out
     assert f"continuing after update {reached}" in "".join(out)
     ended_as_alone(alone, "two")
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_nothing_of_an_earlier_start_stands_in_torchrun_s_store(monkeypatch, first):
+    monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=20))
+    store, starts = torch.distributed.HashStore(), []
+    store.set_timeout(distributed.PATIENCE)
+    for _ in range(3):  # the first one's questions and answers are there when the others begin
+        found = {}
+
+        def start(rank, found=found):
+            found[rank] = distributed.store_of_this_start(store, rank, 3)
+
+        threads = [threading.Thread(target=start, args=(rank,)) for rank in range(3)]
+        for rank in (first, *{0, 1, 2} - {first}):
+            threads[rank].start()
+            time.sleep(0.05)
+        for thread in threads:
+            thread.join()
+        assert not found[0].check(["address"])
+        found[0].set("address", f"of start {len(starts)}")
+        assert {part.get("address") for part in found.values()} == {b"of start %d" % len(starts)}
+        starts.append(found)
+
+
+def test_a_process_that_does_not_come_is_named(monkeypatch):
+    monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=0.1))
+    with pytest.raises(RuntimeError, match="process 1 did not come"):
+        distributed.store_of_this_start(torch.distributed.HashStore(), 0, 2)
 
 
 def test_torchrun_restarts_by_itself(alone, root):

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import time
+import uuid
 from datetime import timedelta
 
 import torch
@@ -19,6 +20,7 @@ from formats.errors import BadInput
 from utils import Stopped, select_device
 
 SIGNS_OF_DEATH = "gloo|nccl|NCCL|Connection|peer"  # in the errors of torch's libraries, which have no type of their own
+PATIENCE = timedelta(minutes=10)  # of a process that waits for the others
 WANTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # What somebody types whose cluster starts the processes: each task is one of them, and the first node is asked.
 WITH_SRUN = ("srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS MASTER_PORT=29500 "
@@ -177,13 +179,47 @@ def join(device="auto"):
         # where they are imported later, as torch's compiler does, and would keep it.
         importlib.import_module("torch.distributed.nn.functional")
         try:
-            dist.init_process_group(dist.get_default_backend_for_device(device), timeout=timedelta(minutes=10))
+            backend, started_by_torchrun = dist.get_default_backend_for_device(device), {}
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
+                started_by_torchrun = dict(store=store_of_this_start(store, rank, size), rank=rank, world_size=size)
+            dist.init_process_group(backend, timeout=PATIENCE, **started_by_torchrun)
         except (RuntimeError, ValueError, OSError) as error:
             raise BadInput(f"process {rank} of {size} does not reach the others at MASTER_ADDR "
                            f"{os.environ['MASTER_ADDR']}, MASTER_PORT {port} ({_reason(error)}); give another port "
                            "(torchrun: --master_port), or unset WORLD_SIZE for a single process") from None
         atexit.register(_leave)
     return World(rank, size, device)
+
+
+def store_of_this_start(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """Return a part of torchrun's store in which nothing stands of an earlier start of these processes.
+
+    torchrun keeps its store when it restarts processes (--max_restarts). There a process finds the addresses of those
+    that have ended, and waits for them. So the first process takes a new name for this start, and hands it to whoever
+    asks under a key of its own, until each of the others has signed under the name.
+
+    Args:
+        store: that all processes reach, its timeout that of the waiting.
+    Raises:
+        RuntimeError: another process did not come.
+    """
+    own, others, end = uuid.uuid4().hex, set(range(1, size)), time.monotonic() + PATIENCE.total_seconds()
+    if rank:
+        store.set(f"asks/{rank}", own)
+        name = store.get(f"answer/{own}").decode()
+        store.set(f"{name}/{rank}", "")
+        return dist.PrefixStore(name, store)
+    while others:
+        for other in sorted(others):
+            if store.check([f"{own}/{other}"]):
+                others.remove(other)
+            elif store.check([f"asks/{other}"]):  # which may be an earlier start's question: nobody reads that answer
+                store.set(f"answer/{store.get(f'asks/{other}').decode()}", own)
+        if time.monotonic() > end:
+            raise RuntimeError(f"process {min(others)} did not come")
+        time.sleep(0.01)
+    return dist.PrefixStore(own, store)
 
 
 def world_size():
