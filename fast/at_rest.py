@@ -69,11 +69,7 @@ class WeightsAtRest:
         if known is None or not known.are(weights):
             known = self.known[key] = _Known(weights, *_way(one, weights, transposed, self.blas))
         known.met += 1
-        if known.met == IN_HUGE_PAGES_FROM and known.multiply is not _by_onednn:
-            in_huge_pages(weights[0] if known.lay_out is None else known.laid_out)
-        if known.lay_out is None:
-            return known.multiply(x, weights[0], b)
-        if known.laid_out is None:
+        if known.lay_out is not None and known.laid_out is None:
             if known.met < known.lay_out_from:
                 return None
             self.known = {key: kept for key, kept in self.known.items() if kept.weights[0]() is not None}
@@ -82,7 +78,10 @@ class WeightsAtRest:
                 known.lay_out_from = 2 * known.met  # looking at all of them at every product would take long
                 return None
             known.n_bytes, known.laid_out = n_bytes, known.lay_out([w if transposed else w.t() for w in weights])
-        return known.multiply(x, known.laid_out, b)
+        laid_out = weights[0] if known.lay_out is None else known.laid_out
+        if known.met == IN_HUGE_PAGES_FROM and known.multiply is not _by_onednn:
+            in_huge_pages(laid_out)
+        return known.multiply(x, laid_out, b)
 
 
 class _Known:

@@ -235,6 +235,25 @@ def test_a_single_row_s_weights_go_to_huge_pages_in_time_and_stay_what_they_are(
 
 
 @ONEDNN
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_weights_that_are_too_large_to_be_laid_out_are_multiplied_all_the_same(laid_out, monkeypatch, dtype, transposed,
+                                                                               rows):
+    skip_without_bfloat16(dtype)
+    monkeypatch.setattr(at_rest, "MOST_LAID_OUT", 0)
+    torch.manual_seed(0)
+    x, weights = torch.randn(rows, 24).to(dtype), [torch.nn.Parameter(torch.randn(24, 24).to(dtype)) for _ in range(2)]
+    with torch.no_grad(), WeightsAtRest():
+        for _ in range(2 * at_rest.IN_HUGE_PAGES_FROM):
+            found = linears(x, *weights) if transposed else [matmul(x, weight) for weight in weights]
+    assert not laid_out
+    for y, weight in zip(found, weights, strict=True):
+        exact = x.double() @ (weight.double().t() if transposed else weight.double())
+        torch.testing.assert_close(y.double(), exact.detach(), **close_in(dtype))
+
+
+@ONEDNN
 def test_a_rest_that_is_kept_lays_out_once_up_to_its_limit_and_forgets_what_is_gone(laid_out, monkeypatch):
     weights = [torch.nn.Parameter(torch.randn(n, 12)) for n in (8, 9, 10)]
     monkeypatch.setattr(at_rest, "MOST_LAID_OUT", 4 * 12 * (8 + 10))
