@@ -102,8 +102,10 @@ class _Known:
 
     def are(self, weights):
         """Whether they are the same weights, unchanged: an address may have been used again."""
-        return all(known() is weight for known, weight in zip(self.weights, weights, strict=True)) \
-            and self.states == [_state(weight) for weight in weights]
+        for known, state, weight in zip(self.weights, self.states, weights, strict=True):
+            if known() is not weight or state != _state(weight):
+                return False
+        return True
 
 
 def product_at_rest(x, weights, transposed, b=None):
@@ -117,7 +119,7 @@ def product_at_rest(x, weights, transposed, b=None):
     """
     rest, first = _rest.get(), weights[0]
     if rest is None or torch.is_grad_enabled() or torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled \
-            or not isinstance(first, nn.Parameter) or not x.numel() or not x.device.type == first.device.type == "cpu" \
+            or not isinstance(first, nn.Parameter) or not x.numel() or not x.is_cpu or not first.is_cpu \
             or torch.is_autocast_enabled("cpu") or any(weight.dtype != x.dtype for weight in weights):
         return None
     if x.dtype == torch.float32 and rest.blas == "onednn" \

@@ -52,22 +52,19 @@ def _matmul(rows, w, b=None):
 
 def linear(x, weight):
     """Return x @ weight.T, x [..., k] and weight [n, k], -> [..., n]; under autocast in its dtype."""
-    return linears(x, weight)[0]
+    if torch.is_autocast_enabled(x.device.type):
+        return F.linear(x, weight)  # which keeps a conversion as long as the context lasts
+    rows = x.reshape(-1, x.shape[-1])                            # [..., k] -> [m, k]
+    y = product_at_rest(rows, (weight,), True)
+    return (_matmul(rows, weight.t()) if y is None else y).view(*x.shape[:-1], weight.shape[0])
 
 
 def linears(x, *weights):
-    """Return linear(x, weight) for each weight; weights at rest are multiplied together."""
-    if torch.is_autocast_enabled(x.device.type):
-        return tuple(F.linear(x, weight) for weight in weights)  # which keeps a conversion as long as the context lasts
-    rows = x.reshape(-1, x.shape[-1])                            # [..., k] -> [m, k]
-    y = product_at_rest(rows, weights, True)
-    if y is None and len(weights) > 1:
-        return tuple(linear(x, weight) for weight in weights)
+    """Return linear(x, weight) for each of several weights; weights at rest are multiplied together."""
+    y = product_at_rest(x.reshape(-1, x.shape[-1]), weights, True)             # [..., k] -> [m, all n], or None
     if y is None:
-        parts = (_matmul(rows, weights[0].t()),)
-    else:
-        parts = y.split([weight.shape[0] for weight in weights], 1) if len(weights) > 1 else (y,)  # [m, n] each
-    return tuple(part.view(*x.shape[:-1], part.shape[1]) for part in parts)
+        return tuple(linear(x, weight) for weight in weights)
+    return y.view(*x.shape[:-1], -1).split([weight.shape[0] for weight in weights], -1)        # [..., n] each
 
 
 def _onednn_takes(x, w):
