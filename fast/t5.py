@@ -62,7 +62,8 @@ def dense(m, x):
 def norm(m, x):
     """As RMSNorm: [..., d] -> [..., d].
 
-    On a CPU torch's function is nine operators, of which five walk through all of x. Without gradients four do here.
+    On a CPU torch's function is nine operators. Without gradients five do: measured on two cores of an AMD EPYC,
+    decodings of T5-small take 0.91 to 0.98 of the time.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         return F.rms_norm(x, m.scale.shape, m.scale, m.epsilon)
@@ -75,7 +76,7 @@ def norm(m, x):
 @functools.cache
 def _epsilon(epsilon):
     with torch.inference_mode(False):
-        return torch.full((1,), epsilon, dtype=torch.float32)
+        return torch.full((1,), epsilon, dtype=torch.float32, device="cpu")
 
 
 def relative_bias(table, queries, length, bidirectional, max_distance=MAX_DISTANCE):

@@ -10,7 +10,7 @@ import loss
 import t5_decoding
 from fast import known
 from fast import t5 as fast_t5
-from t5_pytorch import shift_right
+from t5_pytorch import RMSNorm, shift_right
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +130,19 @@ def test_a_setting_changed_afterwards_is_followed(part, name, value):
     setattr(model.get_submodule(part), name, value)
     want = plain_loss(model, src, tgt, 0.0)
     assert near(fast_t5.training_loss(model, src, tgt), want, 1e-6) and (want - usual).abs() > 2e-5 * usual
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-6), (torch.bfloat16, 2 ** -7)])
+@pytest.mark.parametrize("size", [0.0, 1e-25, 1e-3, 1.0, 1e4])
+def test_the_norm_without_gradients_is_the_plain_text_s(dtype, limit, size):
+    norm = RMSNorm(37, epsilon=1e-5).to(dtype)
+    torch.nn.init.normal_(norm.scale)
+    x = (size * torch.randn(3, 5, 37)).to(dtype)
+    with torch.no_grad(), torch.device("meta"):  # where a tensor of its own must not go
+        found, wanted = fast_t5.norm(norm, x), norm(x)
+    assert found.dtype == wanted.dtype == dtype and found.shape == x.shape
+    assert (found - wanted).abs().max() <= limit * wanted.abs().max()
+    assert size == 0 or found.any()
 
 
 def test_the_encoder_s_output_is_0_at_padding():
