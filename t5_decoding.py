@@ -45,14 +45,14 @@ class Decoder:
             tokens: int [b, n].
             parents: int [b, n], the beam each continues; None: each itself.
         Returns:
-            logits of the next token, float [b, n, v].
+            logits of the next token, [b, n, v], in the model's precision.
         """
         if parents is not None:
             self.tokens = self.tokens.gather(1, parents[..., None].expand_as(self.tokens))
         self.tokens = torch.cat([self.tokens, tokens[..., None]], -1)                   # [b, n, t]
         x = self.model.embed_target(self.tokens.flatten(0, 1))                          # [bn, t, d]
         x = self.model.decoder(x, None, self.memory, self.memory_mask)[:, -1]
-        return self.model.logits(require_finite(x)).unflatten(0, tokens.shape).float()  # [bn, v] -> [b, n, v]
+        return self.model.logits(require_finite(x)).unflatten(0, tokens.shape)  # [bn, v] -> [b, n, v]
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
@@ -123,6 +123,7 @@ def sample(logits: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p
     if temperature == 0:
         return logits.argmax(-1)
     v = logits.shape[-1]
+    logits = logits.float()
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature             # at most 0: nothing overflows
     logits, ids = logits.nan_to_num(nan=0.0).topk(min(top_k or v, v))           # largest first
     probabilities = logits.softmax(-1)
@@ -186,7 +187,8 @@ def generate(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, max
 
 
 def log_probs_of(token: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """The log-probability of a token [b, 1] by logits [b, v]: [b]."""
+    """The log-probability of a token [b, 1] by logits [b, v]: float32 [b]."""
+    logits = logits.float()
     return (logits.gather(1, token) - logits.logsumexp(1, keepdim=True))[:, 0]
 
 
@@ -307,7 +309,8 @@ def beam_search(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, 
             decoder.step(forced)
         hypotheses, parents = Hypotheses(b, beams, max_length, alpha, device), None
         for _ in range(max_length):
-            tokens, parents = hypotheses.advance(decoder.step(tokens, parents).log_softmax(-1))
+            logits = decoder.step(tokens, parents)                              # [b, n, v]
+            tokens, parents = hypotheses.advance(logits.log_softmax(-1, dtype=torch.float32))
             if hypotheses.are_final(n_best).all():
                 break
     ids, scores = hypotheses.best(n_best)  # outside of inference mode: tensors that a loss accepts

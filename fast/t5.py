@@ -347,7 +347,7 @@ class Decoder:
             tokens: int [b, n].
             parents: int [b, n], the beam each continues; None: each itself.
         Returns:
-            logits of the next token, float [b, n, v].
+            logits of the next token, [b, n, v], in the model's precision.
         """
         model, n, end = self.model, self.beams, (self.position + 1) * self.beams
         if self.position == self.size:
@@ -366,7 +366,7 @@ class Decoder:
             x = block(part, x, bias, memory, self.memory_bias, cache=cache)
         self.position += 1
         x = before_logits(model, require_finite(norm(model.decoder.final_layer_norm, x)))
-        return linear(x, model.logits_weight()).float()
+        return linear(x, model.logits_weight())
 
     def keep(self, rows):
         """Go on with some of the sources alone; rows: int [number of them]."""

@@ -72,7 +72,8 @@ def beam_search(model, src, mask=None, max_length=None, beams=4, alpha=0.6, retu
         place, tokens, parents = torch.arange(len(src), device=src.device), src.new_full((len(src), beams), START), None
         hypotheses = Hypotheses(len(src), beams, max_length, alpha, src.device)
         for t in range(max_length):
-            tokens, parents = hypotheses.advance(decoder.step(tokens, parents).log_softmax(-1))
+            logits = decoder.step(tokens, parents)                              # [b, n, v]
+            tokens, parents = hypotheses.advance(logits.log_softmax(-1, dtype=torch.float32))
             over = hypotheses.are_final(1)
             on = place[:0] if t + 1 == max_length else _left(over)
             if on is not None:
