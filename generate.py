@@ -209,7 +209,7 @@ def generate_gpt(model: LMModel, ids: torch.Tensor, n_tokens: int, temperature: 
             else:
                 h = model.transformer(with_positions(ids[:, start:], 0, n_vocab))
                 logits = model.lm_head(h[:, -1:])[:, 0, :n_vocab]
-            token = sample(logits, temperature, top_k, top_p, generator)
+            token = sample(logits.float(), temperature, top_k, top_p, generator)
             ids = torch.cat([ids, token[:, None]], 1)
             if stop is not None and (ids.size(1) - t) % STOP_EVERY == 0:
                 done = stopped(stop, ids[:, t:]) | done  # a row that has ended may not look so later

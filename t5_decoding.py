@@ -123,7 +123,6 @@ def sample(logits: torch.Tensor, temperature: float = 1.0, top_k: int = 0, top_p
     if temperature == 0:
         return logits.argmax(-1)
     v = logits.shape[-1]
-    logits = logits.float()
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature             # at most 0: nothing overflows
     logits, ids = logits.nan_to_num(nan=0.0).topk(min(top_k or v, v))           # largest first
     probabilities = logits.softmax(-1)
@@ -172,7 +171,7 @@ def generate(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, max
         done = torch.zeros_like(token, dtype=torch.bool)
         ids = []
         for _ in range(max_length):
-            logits = decoder.step(token)[:, 0]                                  # [b, 1, v] -> [b, v]
+            logits = decoder.step(token)[:, 0].float()  # argmax is slower in bfloat16: [b, 1, v] -> [b, v]
             token = sample(logits, temperature, top_k, top_p, generator)[:, None]
             if return_scores:
                 scores += log_probs_of(token, logits).masked_fill(done[:, 0], 0)
@@ -187,8 +186,7 @@ def generate(model: T5, src: torch.Tensor, mask: torch.Tensor | None = None, max
 
 
 def log_probs_of(token: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """The log-probability of a token [b, 1] by logits [b, v]: float32 [b]."""
-    logits = logits.float()
+    """The log-probability of a token [b, 1] by logits [b, v]: [b]."""
     return (logits.gather(1, token) - logits.logsumexp(1, keepdim=True))[:, 0]
 
 

@@ -44,7 +44,7 @@ def generate(model, src, mask=None, max_length=None, return_scores=False, decode
         place, token = torch.arange(len(src), device=src.device), torch.full_like(src[:, :1], START)
         over = torch.zeros_like(token[:, 0], dtype=torch.bool)
         for t in range(max_length):
-            logits = decoder.step(token)[:, 0]                                  # [b, 1, v] -> [b, v]
+            logits = decoder.step(token)[:, 0].float()                          # [b, 1, v] -> [b, v]
             token = logits.argmax(1, keepdim=True)
             ids[place, t] = token[:, 0].masked_fill(over, 0)
             if return_scores:
