@@ -9,6 +9,7 @@ from small_t5 import GOLDEN_SIZE, VERSIONS, near, small_model
 
 import t5_decoding
 from fast import t5 as fast_t5
+from fast import t5_answers
 from formats.errors import BadInput
 from t5_decoding import beam_search, generate, sample
 from t5_pytorch import EOS, START, T5, load_t5_pretrained_model
@@ -369,3 +370,18 @@ def test_decoding_in_half_precision():
 def test_unusable_arguments_are_named(decode, option, complaint):
     with pytest.raises(BadInput, match=complaint):
         decode(odd_model("t5_v1_0"), odd_sources(), **option)
+
+
+@pytest.mark.parametrize("search", [beam_search, t5_answers.beam_search])
+def test_beams_are_scored_in_float32_whatever_the_logits_are(search):
+    class Short(fast_t5.Decoder):
+        def step(self, tokens, parents=None):
+            return super().step(tokens, parents).bfloat16()
+
+    class Wide(Short):
+        def step(self, tokens, parents=None):
+            return super().step(tokens, parents).float()
+
+    model, src = small_model().eval(), odd_sources()
+    found, wanted = (search(model, src, src != 0, 9, beams=3, return_scores=True, decoder=of) for of in (Short, Wide))
+    assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1]) and found[1].dtype == torch.float32
